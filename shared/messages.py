@@ -1,0 +1,301 @@
+"""Every message on the wire between gateways, replicas and other clients: this module is the protocol.
+
+All are JSON (msgspec structs), each top-level one with a version field `v`. Unknown fields are ignored, so a newer
+sender can talk to an older reader. Positions count generated tokens of one choice from 0, *including* the resume
+prefix; ids are token ids of the model's tokenizer.
+
+Life of a job, in messages: `Job` (queue) → `DeltaBatch` of `Accepted`, `Working`, `Delta`…, then `Done` or `Failed`
+(reply subject) → `Confirm` (replica rpc) → ack. Around it: `Ping`, `Cancel`, `Replay` to the replica and `Claim`,
+`Ping` to the job's owner.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from shared.names import JobClass
+
+VERSION = 1
+
+# --- the job -------------------------------------------------------------------------------------------------
+
+
+class Sampling(Struct, omit_defaults=True, kw_only=True):
+    """How to choose tokens. None means the model's own default (generation_config.json), else neutral."""
+
+    n: int = 1
+    seed: int = 0  # always set by the gateway; every random number is a function of (seed, choice, position)
+    max_tokens: int | None = None  # per choice; None: what the context leaves
+    temperature: float | None = None  # 0: greedy
+    top_p: float | None = None
+    top_k: int | None = None  # 0: off
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    logprobs: int | None = None  # None: none; k ≥ 0: of the chosen token and of the k most likely
+
+
+class Prompt(Struct, omit_defaults=True, kw_only=True):
+    """What the model reads: exactly one of `messages`, `text` and `ids` is set."""
+
+    messages: list[dict[str, Any]] | None = None  # OpenAI chat messages, as the chat template takes them
+    tools: list[dict[str, Any]] = []  # OpenAI function tools
+    template: dict[str, Any] = {}  # further variables of the chat template (enable_thinking …)
+    text: str | None = None
+    ids: list[int] | None = None
+
+
+class ResumeChoice(Struct, omit_defaults=True):
+    """What was delivered of one choice before its attempt was lost."""
+
+    ids: list[int]
+    finish: str | None = None  # set when this choice had already finished
+
+
+class Job(Struct, omit_defaults=True, kw_only=True):
+    """One inference request in the queue. Any NATS client may submit one; only `reply` is needed to hear of it."""
+
+    id: str
+    model: str
+    reply: str  # subject on which DeltaBatch messages are wanted
+    prompt: Prompt
+    v: int = VERSION
+    sampling: Sampling = msgspec.field(default_factory=Sampling)
+    attempt: int = 1  # fencing token: a higher attempt makes the lower ones void
+    owner: str | None = None  # rpc subject that answers Claim and Ping and sends Confirm; None: nobody supervises
+    on_owner_lost: Literal["drop", "adopt"] = "drop"
+    job_class: JobClass = "interactive"
+    published_s: float = 0.0  # unix time
+    deadline_s: float = 0.0  # unix time; 0: none
+    estimate_tokens: int = 0  # prompt tokens, roughly
+    resume: list[ResumeChoice] = []  # empty, or one per choice
+
+
+# --- deltas: replica → reply subject -------------------------------------------------------------------------
+
+
+class ToolCall(Struct, omit_defaults=True):
+    """A whole tool call, recognised in the output."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str  # JSON text
+
+
+class TokenLogprob(Struct, array_like=True):
+    """Log probability of a chosen token, and of the most likely ones at its place."""
+
+    id: int
+    text: str
+    logprob: float
+    top: list[tuple[int, str, float]] = []
+
+
+class Extra(Struct, omit_defaults=True):
+    """What few deltas have."""
+
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
+    logprobs: list[TokenLogprob] = []
+
+
+class Accepted(Struct, array_like=True, tag="acc"):
+    """The first replica to say this owns the attempt."""
+
+    job: str
+    attempt: int
+    prompt_tokens: int
+    fingerprint: str = ""  # of revision, dtype, quantisation and back end: equal means token-exact resume
+
+
+class Working(Struct, array_like=True, tag="work"):
+    """Still at it, nothing to show: sent about once a second before the first token."""
+
+    job: str
+    attempt: int
+    phase: str  # queued, prefill
+    done: int = 0  # prompt tokens computed
+    total: int = 0
+
+
+class Delta(Struct, array_like=True, tag="tok"):
+    """New tokens of one choice and the text they settle. Has at least one id, or a finish reason."""
+
+    job: str
+    attempt: int
+    choice: int
+    start: int  # position of ids[0]; without ids, the number of tokens so far
+    ids: list[int]
+    text: str = ""  # content, whole characters only
+    finish: str | None = None  # stop, length, tool_calls
+    extra: Extra | None = None
+
+
+class Usage(Struct, omit_defaults=True):
+    """Tokens of a whole job, all choices."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Timings(Struct, omit_defaults=True):
+    """Where the time of a job went, in seconds, as its last replica saw it."""
+
+    queue_s: float = 0.0  # published → taken
+    prefill_s: float = 0.0  # taken → first token
+    decode_s: float = 0.0  # first → last token
+
+
+class Done(Struct, array_like=True, tag="done"):
+    """All choices finished. The replica keeps the job until the owner confirms."""
+
+    job: str
+    attempt: int
+    usage: Usage
+    timings: Timings
+
+
+FailureKind = Literal[
+    "invalid_request",  # the prompt or a parameter cannot be served; `param` names it
+    "context_length_exceeded",
+    "model_not_found",
+    "queue_full",
+    "deadline_exceeded",
+    "replica_lost",  # the ranks died or were stopped: the owner may publish the job again
+    "engine_error",  # this request made the engine fail; again would fail again
+    "capacity",  # could never fit this replica's cache
+    "cancelled",
+    "shutting_down",
+    "unavailable",
+]
+
+
+class Failed(Struct, array_like=True, tag="err"):
+    """The attempt ended without a result. Only `replica_lost` and `shutting_down` are worth another attempt."""
+
+    job: str
+    attempt: int
+    kind: FailureKind
+    message: str
+    param: str | None = None
+
+
+Item = Accepted | Working | Delta | Done | Failed
+
+
+class DeltaBatch(Struct, array_like=True):
+    """Everything one step produced for the jobs of one reply subject."""
+
+    v: int
+    replica: str
+    worker: str
+    items: list[Item]
+
+
+# --- rpc: to a replica ---------------------------------------------------------------------------------------
+
+
+class Ping(Struct, tag_field="op", tag="ping"):
+    """Are you there? Answered by `Pong`."""
+
+    v: int = VERSION
+
+
+class Cancel(Struct, tag_field="op", tag="cancel"):
+    """Stop working for these (job, attempt) pairs, or any lower attempt of the same job. No answer."""
+
+    jobs: list[tuple[str, int]]
+    v: int = VERSION
+
+
+class Confirm(Struct, tag_field="op", tag="confirm"):
+    """The owner has everything of these (job, attempt) pairs: the replica may ack them. No answer."""
+
+    jobs: list[tuple[str, int]]
+    v: int = VERSION
+
+
+class Replay(Struct, tag_field="op", tag="replay"):
+    """Send again what was published of a job from these positions on (one per choice). Answered by `Replayed`."""
+
+    job: str
+    attempt: int
+    positions: list[int]
+    v: int = VERSION
+
+
+ReplicaRequest = Ping | Cancel | Confirm | Replay
+
+
+class Pong(Struct, omit_defaults=True):
+    """A front's answer: enough to tell a long step from a hang."""
+
+    step: int = 0
+    phase: str = "idle"
+    age_s: float = 0.0  # since the rank's last stamp
+    predicted_s: float = 0.0  # how long the rank expects this phase to take; 0: no prediction
+    running: int = 0
+    hung: bool = False
+    v: int = VERSION
+
+
+class Replayed(Struct, omit_defaults=True):
+    """The items asked for; `gone` when the replica does not know the (job, attempt)."""
+
+    items: list[Item] = []
+    gone: bool = False
+    v: int = VERSION
+
+
+# --- rpc: to a job's owner -----------------------------------------------------------------------------------
+
+
+class Claim(Struct, tag_field="op", tag="claim"):
+    """JetStream delivered this job again: may I run it? Answered by `Claimed`."""
+
+    job: str
+    attempt: int
+    replica: str
+    v: int = VERSION
+
+
+OwnerRequest = Ping | Claim
+
+
+class Claimed(Struct, omit_defaults=True):
+    """drop: finished, unknown or running well elsewhere. Otherwise the new attempt number and what to resume."""
+
+    drop: bool = False
+    attempt: int = 0
+    resume: list[ResumeChoice] = []
+    v: int = VERSION
+
+
+# --- rpc: to the placement leader ----------------------------------------------------------------------------
+
+
+class Ensure(Struct):
+    """Jobs wait for this model. Answered by `Ensured`."""
+
+    model: str
+    v: int = VERSION
+
+
+class Ensured(Struct, omit_defaults=True):
+    """What the leader knows of the model: a replica state, or why there is none."""
+
+    state: str
+    reason: str = ""
+    v: int = VERSION
+
+
+encode = msgspec.json.encode
