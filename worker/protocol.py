@@ -1,0 +1,219 @@
+"""Every message between the three processes of a worker: this module is their protocol.
+
+agent ⇄ front and front ⇄ rank are each joined by one socket pair that carries length-prefixed JSON frames
+(`worker.channel`). The first frame down is the child's configuration. End of file means that the other side is gone,
+and a child then ends.
+
+A `key` names a job's attempt within one replica (``<job>#<attempt>``). Positions count generated tokens per choice
+from 0, the resume prefix included.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from shared.records import ModelRecord
+
+# --- agent → front -------------------------------------------------------------------------------------------
+
+
+class FrontConfig(Struct, tag="front_config", kw_only=True):
+    """How to start one replica."""
+
+    replica: str
+    worker: str
+    model: ModelRecord
+    path: str  # local directory with config.json, weights and tokenizer
+    device: str  # cpu, cuda:0
+    threads: int  # cores granted
+    memory_bytes: int  # granted on the device: weights, activations and cache together
+    slots: int  # jobs at once
+    prefill_tokens: int  # token budget of a step
+    nats: dict[str, Any]  # BusSettings
+    log_level: str = "info"
+
+
+class Drain(Struct, tag="drain"):
+    """Take no more jobs; finish or hand back the running ones within `grace_s`, then exit."""
+
+    grace_s: float
+
+
+AgentToFront = FrontConfig | Drain
+
+# --- front → agent -------------------------------------------------------------------------------------------
+
+
+class FrontStatus(Struct, tag="status", kw_only=True):
+    """What the agent writes into the replica's record; sent on change, at most ten times a second."""
+
+    state: Literal["loading", "ready", "draining", "failed"]
+    reason: str = ""
+    stage: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    slots: int = 0
+    running: int = 0
+    waiting: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    block_tokens: int = 0
+    context_limit: int = 0
+    fingerprint: str = ""
+    pids: list[int] = []
+    load_s: float = 0.0
+    last_used_s: float = 0.0
+    measured_bytes: int = 0  # what the rank really took
+
+
+FrontToAgent = FrontStatus
+
+# --- front → rank --------------------------------------------------------------------------------------------
+
+
+class RankConfig(Struct, tag="rank_config", kw_only=True):
+    """How to start one rank."""
+
+    path: str
+    backend: Literal["torch", "synthetic"]
+    device: str
+    dtype: str  # auto, float32, bfloat16, float16
+    threads: int
+    memory_bytes: int
+    context_limit: int  # 0: the model's own
+    slots: int
+    prefill_tokens: int
+    options: dict[str, Any] = {}
+    log_level: str = "info"
+
+
+class Sample(Struct, omit_defaults=True, kw_only=True):
+    """Sampling with every default resolved. All choices of a job share it."""
+
+    seed: int
+    max_tokens: int  # per choice, the resume prefix included
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output, as in transformers
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    logit_bias: dict[int, float] = {}
+    stop_ids: list[int] = []  # a choice that samples one of them finishes with "stop"; the id itself is reported
+    logprobs: int | None = None
+
+
+class Choice(Struct, array_like=True):
+    """One choice of a job and what was generated of it before."""
+
+    index: int
+    resume: list[int] = []
+
+
+class Submit(Struct, tag="submit", kw_only=True):
+    """Run this."""
+
+    key: str
+    prompt: list[int]
+    choices: list[Choice]
+    sample: Sample
+    batch_class: bool = False  # behind every interactive job
+
+
+class Abort(Struct, tag="abort"):
+    """Drop these (key, choice); choice -1 means all. Takes effect before the next step; nothing more is reported."""
+
+    choices: list[tuple[str, int]]
+
+
+class Stop(Struct, tag="stop"):
+    """Exit now."""
+
+
+FrontToRank = RankConfig | Submit | Abort | Stop
+
+# --- rank → front --------------------------------------------------------------------------------------------
+
+
+class Loading(Struct, tag="loading"):
+    """Progress of a load: stage is import, read, warm up."""
+
+    stage: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class Ready(Struct, tag="ready", kw_only=True):
+    """The model is loaded and warm."""
+
+    blocks: int
+    block_tokens: int
+    context_limit: int  # what one sequence may hold: the smaller of the model's limit and the cache
+    vocab_size: int
+    fingerprint: str
+    measured_bytes: int
+    load_s: float
+
+
+class ChoiceLogprob(Struct, array_like=True):
+    """Log probabilities at one generated position."""
+
+    id: int
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class Output(Struct, array_like=True):
+    """What one step brought for one choice."""
+
+    key: str
+    choice: int
+    start: int  # position of ids[0]
+    ids: list[int]
+    finish: Literal["stop", "length"] | None = None
+    cached: int = 0  # prompt tokens found in the cache; with a choice's first output
+    logprobs: list[ChoiceLogprob] | None = None
+
+
+class Prefilling(Struct, array_like=True):
+    """A choice whose prompt is still being computed."""
+
+    key: str
+    done: int
+    total: int
+
+
+class Refused(Struct, array_like=True):
+    """This job cannot run here, and why. It has left the rank."""
+
+    key: str
+    kind: Literal["invalid_request", "context_length_exceeded", "capacity", "engine_error"]
+    message: str
+
+
+class Step(Struct, tag="step", kw_only=True):
+    """Everything one step brought."""
+
+    outputs: list[Output] = []
+    prefilling: list[Prefilling] = []  # at most one message a second per key
+    refused: list[Refused] = []
+    running: int = 0
+    waiting: int = 0
+    blocks_free: int = 0
+
+
+class Fatal(Struct, tag="fatal"):
+    """The rank cannot go on and exits."""
+
+    message: str
+
+
+RankToFront = Loading | Ready | Step | Fatal
+
+encode = msgspec.json.encode
+decode_agent_to_front = msgspec.json.Decoder(AgentToFront).decode
+decode_front_to_agent = msgspec.json.Decoder(FrontToAgent).decode
+decode_front_to_rank = msgspec.json.Decoder(FrontToRank).decode
+decode_rank_to_front = msgspec.json.Decoder(RankToFront).decode
