@@ -32,6 +32,7 @@ MARKER_REASON = "Nats-Marker-Reason"
 ROLLUP = "Nats-Rollup"
 SEQUENCE = "Nats-Sequence"
 SUBJECT = "Nats-Subject"
+UP_TO_SEQUENCE = "Nats-UpTo-Sequence"
 STATUS = "Status"
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
@@ -79,9 +80,21 @@ def job_subject(model: str, job_class: JobClass) -> str:
     return f"{PREFIX}.job.{slug(model)}.{job_class}"
 
 
+def parse_job_subject(subject: str) -> tuple[str, str]:
+    """(model id, job class) of a subject made by `job_subject`. Raises ValueError for another."""
+    prefix, _, rest = subject.partition(".job.")
+    slug, _, job_class = rest.partition(".")
+    if prefix != PREFIX or job_class not in JOB_CLASSES:
+        raise ValueError(f"{subject!r} is no job subject")
+    return model_id(slug), job_class
+
+
 def job_consumer(model: str, job_class: JobClass) -> str:
     """The durable consumer that replicas of this model pull from."""
     return f"{job_class}-{slug(model)}"
+
+
+PRIORITY_GROUP = "g"  # of every job consumer; a pull names it together with its priority 0 (most free) to 9
 
 
 def pull_subject(model: str, job_class: JobClass) -> str:

@@ -1,0 +1,316 @@
+"""The connection against a real server that is killed, frozen and offended."""
+
+import asyncio
+import time
+
+import pytest
+
+from shared import names
+from shared.broker import EmbeddedBroker
+from shared.bus import OUTBOUND_BYTES, Bus, Msg
+from shared.client import GuardedClient
+from shared.errors import BadSubject, BusTimeout, BusUnavailable, NoResponders, PayloadTooLarge
+from shared.settings import BusSettings
+from tests.support.eventually import eventually
+from tests.support.freeze import frozen
+
+
+async def echo(bus: Bus, subject: str = "plexus.gw.echo.rpc") -> str:
+    """Answer on the subject with what was sent."""
+
+    async def answer(message: Msg) -> None:
+        await message.respond(message.data)
+
+    await bus.subscribe(subject, answer)
+    await bus.flush()
+    return subject
+
+
+async def test_request_and_answer(connect):
+    gateway, worker = await connect("gateway"), await connect("worker")
+    subject = await echo(gateway)
+    assert await worker.request(subject, b"hello", timeout_s=1) == b"hello"
+    answers = await asyncio.gather(*(worker.request(subject, b"%d" % n, timeout_s=2) for n in range(200)))
+    assert answers == [b"%d" % n for n in range(200)]
+
+
+async def test_nobody_listening_is_known_at_once(connect):
+    bus = await connect()
+    started = time.monotonic()
+    with pytest.raises(NoResponders):
+        await bus.request("plexus.gw.nobody.rpc", b"", timeout_s=5)
+    assert time.monotonic() - started < 1
+
+
+async def test_no_answer_is_a_timeout(connect):
+    bus = await connect()
+
+    async def ignore(message: Msg) -> None:
+        pass
+
+    await bus.subscribe("plexus.gw.mute.rpc", ignore)
+    with pytest.raises(BusTimeout) as caught:
+        await bus.request("plexus.gw.mute.rpc", b"", timeout_s=0.05)
+    assert caught.value.timeout_s == 0.05
+    assert not bus._waiting
+
+
+async def test_flush_means_that_the_server_knows(connect):
+    listener, asker = await connect("gateway"), await connect("worker")
+    for number in range(50):
+        subject = await echo(listener, f"plexus.gw.flush{number}.rpc")
+        assert await asker.request(subject, b"x", timeout_s=1) == b"x"
+
+
+async def test_late_pong_does_not_kill_the_connection(broker, connect):
+    bus = await connect()
+    subject = await echo(bus)
+    with frozen(broker.pid), pytest.raises(BusUnavailable):
+        await bus.flush(timeout_s=0.05)
+    assert await bus.request(subject, b"x", timeout_s=1) == b"x"
+    assert bus._client.stats["reconnects"] == 0
+
+
+async def test_dead_read_loop_is_noticed(connect):
+    bus = await connect()
+    subject = await echo(bus)
+    bus._client._reading_task.cancel()
+    await eventually(lambda: bus._client.stats["reconnects"] == 1)
+    assert await eventually(lambda: bus.request(subject, b"x", timeout_s=0.5)) == b"x"
+
+
+async def test_client_that_closed_for_good_is_replaced(connect):
+    bus = await connect()
+    subject = await echo(bus)
+    again = asyncio.Event()
+
+    async def note() -> None:
+        again.set()
+
+    bus.on_reconnect(note)
+    old = bus._client
+    # Behind the guard: the server answers this with an error on which the library gives up.
+    await GuardedClient.publish(old, "plexus.x", b"x" * bus.max_payload, headers={"A": "b"})
+    await asyncio.wait_for(again.wait(), 5)
+    assert old.is_closed and bus.is_connected
+    assert await bus.request(subject, b"x", timeout_s=1) == b"x"
+
+
+async def test_oversized_message_is_refused_and_the_connection_lives(connect):
+    bus = await connect()
+    subject = await echo(bus)
+    assert bus.max_payload == 8 << 20
+    headers = {"Nats-Msg-Id": "ä" * 10}
+    room = bus.max_payload - len(b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n") - 20
+    with pytest.raises(PayloadTooLarge) as caught:
+        await bus.publish(subject, b"x" * (room + 1), headers=headers)
+    assert (caught.value.size, caught.value.limit) == (bus.max_payload + 1, bus.max_payload)
+    await bus.publish(subject, b"x" * room, headers=headers)  # exactly full
+    assert await bus.request(subject, b"still here", timeout_s=5) == b"still here"
+    assert bus._client.stats["reconnects"] == 0
+
+
+@pytest.mark.parametrize("subject", ["", "plexus.a b", "plexus.a\r\nPUB x 0", "plexus." + "x" * 5000])
+async def test_bad_subject_is_refused_and_the_connection_lives(connect, subject):
+    bus = await connect()
+    with pytest.raises(BadSubject):
+        await bus.publish(subject, b"")
+    with pytest.raises(BadSubject):
+        await bus.publish(names.no_responders("r", "x" * 4000), b"")
+    assert await bus.request(await echo(bus), b"x", timeout_s=1) == b"x"
+    assert bus._client.stats["reconnects"] == 0
+
+
+async def test_failing_callbacks_do_not_stop_a_subscription(connect):
+    bus = await connect()
+    seen: list[bytes] = []
+
+    async def fragile(message: Msg) -> None:
+        seen.append(message.data)
+        if message.data == b"raise":
+            raise RuntimeError("on purpose")
+        if message.data == b"cancelled":
+            gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            gone.cancel()
+            await gone
+
+    await bus.subscribe("plexus.gw.a.tok", fragile)
+    for data in (b"raise", b"cancelled", b"fine"):
+        await bus.publish("plexus.gw.a.tok", data)
+    await eventually(lambda: seen == [b"raise", b"cancelled", b"fine"])
+
+
+async def test_callbacks_run_one_after_another(connect):
+    bus = await connect()
+    running, order = 0, []
+
+    async def slow(message: Msg) -> None:
+        nonlocal running
+        running += 1
+        assert running == 1
+        await asyncio.sleep(0.01)
+        order.append(message.data)
+        running -= 1
+
+    await bus.subscribe("plexus.gw.a.tok", slow)
+    for number in range(5):
+        await bus.publish("plexus.gw.a.tok", b"%d" % number)
+    await eventually(lambda: order == [b"0", b"1", b"2", b"3", b"4"])
+
+
+async def test_unsubscribe_ends_it(connect):
+    bus = await connect()
+    subject = "plexus.gw.a.rpc"
+
+    async def answer(message: Msg) -> None:
+        await message.respond(b"")
+
+    subscription = await bus.subscribe(subject, answer)
+    await bus.request(subject, b"", timeout_s=1)
+    await subscription.unsubscribe()
+    await subscription.unsubscribe()
+    with pytest.raises(NoResponders):
+        await bus.request(subject, b"", timeout_s=1)
+
+
+async def test_error_callback_never_raises(connect, monkeypatch):
+    bus = await connect()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr("shared.bus.log.warning", refuse)
+    await bus._client._error_cb(RuntimeError("an error"))
+    assert await bus.request(await echo(bus), b"x", timeout_s=1) == b"x"
+
+
+async def test_reconnects_however_long_it_takes(broker, connect):
+    bus = await connect()
+    subject = await echo(bus)
+    called = 0
+
+    async def failing() -> None:
+        raise RuntimeError("on purpose")
+
+    async def count() -> None:
+        nonlocal called
+        called += 1
+
+    bus.on_reconnect(failing)
+    bus.on_reconnect(count)
+    take_back = bus.on_reconnect(failing)
+    take_back()
+    broker.kill()
+    await eventually(lambda: bus._client.server_pool[0].reconnects >= 8)
+    assert not bus.is_connected
+    await broker.start()
+    started = time.monotonic()
+    await eventually(lambda: bus.is_connected and called == 1)
+    assert time.monotonic() - started < 1
+    assert await bus.request(subject, b"x", timeout_s=1) == b"x"
+
+
+async def test_frozen_server_is_given_up(broker, connect, monkeypatch):
+    monkeypatch.setattr("shared.bus.PING_S", 0.1)
+    bus = await connect()
+    with frozen(broker.pid):
+        await eventually(lambda: not bus.is_connected)
+    await eventually(lambda: bus.is_connected)
+
+
+async def test_buffer_for_an_outage_is_bounded(broker, connect):
+    bus = await connect()
+    broker.kill()
+    await eventually(lambda: not bus.is_connected)
+    with pytest.raises(BusUnavailable):
+        for _ in range(10):
+            await bus.publish("plexus.gw.a.tok", b"x" * (1 << 20))
+    assert OUTBOUND_BYTES - (2 << 20) < bus._client.pending_data_size <= OUTBOUND_BYTES + 4096
+    await broker.start()
+    await eventually(lambda: bus.is_connected)
+    assert await bus.request(await echo(bus), b"x", timeout_s=5) == b"x"
+
+
+async def test_request_in_flight_ends_with_the_connection(broker, connect):
+    bus = await connect()
+
+    async def ignore(message: Msg) -> None:
+        pass
+
+    await bus.subscribe("plexus.gw.mute.rpc", ignore)
+    waiting = asyncio.create_task(bus.request("plexus.gw.mute.rpc", b"", timeout_s=60))
+    await eventually(lambda: len(bus._waiting) == 1)
+    broker.kill()
+    with pytest.raises(BusUnavailable):
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_request_during_an_outage_is_sent_after_it(broker, connect):
+    bus = await connect()
+    subject = await echo(bus)
+    broker.kill()
+    await eventually(lambda: not bus.is_connected)
+    waiting = asyncio.create_task(bus.request(subject, b"x", timeout_s=10))
+    await broker.start()
+    assert await waiting == b"x"
+
+
+async def test_without_wait_no_server_is_an_error(broker):
+    settings = broker.bus_settings("gateway")
+    await broker.stop()
+    started = time.monotonic()
+    with pytest.raises(BusUnavailable, match=settings.url):
+        await Bus.connect(settings, kind="cli", ident="x", wait=False)
+    assert time.monotonic() - started < 3
+
+
+async def test_without_wait_a_wrong_password_is_an_error(broker):
+    settings = BusSettings(url=broker.url, user="gateway", password="wrong")
+    with pytest.raises(BusUnavailable, match="(?i)authorization"):
+        await Bus.connect(settings, kind="cli", ident="x", wait=False)
+
+
+async def test_without_wait_it_still_reconnects_later(broker):
+    async with await Bus.connect(broker.bus_settings("gateway"), kind="cli", ident="x", wait=False) as bus:
+        broker.kill()
+        await eventually(lambda: bus._client.server_pool[0].reconnects >= 4)
+        await broker.start()
+        await eventually(lambda: bus.is_connected)
+
+
+async def test_with_wait_the_server_may_come_later(broker: EmbeddedBroker):
+    settings = broker.bus_settings("gateway")
+    await broker.stop()
+    connecting = asyncio.create_task(Bus.connect(settings, kind="gateway", ident="x"))
+    assert not (await asyncio.wait({connecting}, timeout=0.3))[0]
+    await broker.start()
+    async with await asyncio.wait_for(connecting, 5) as bus:
+        assert bus.is_connected
+    await bus.close()
+    assert not bus.is_connected
+
+
+async def test_waiting_for_a_server_can_be_cancelled(broker):
+    settings = broker.bus_settings("gateway")
+    await broker.stop()
+    connecting = asyncio.create_task(Bus.connect(settings, kind="gateway", ident="x"))
+    assert not (await asyncio.wait({connecting}, timeout=0.1))[0]
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+
+
+async def test_closing_sends_what_is_buffered(connect):
+    listener, speaker = await connect("gateway", "one"), await connect("gateway", "two")
+    seen: list[bytes] = []
+
+    async def note(message: Msg) -> None:
+        seen.append(message.data)
+
+    await listener.subscribe("plexus.gw.a.tok", note)
+    await listener.flush()
+    await speaker.publish("plexus.gw.a.tok", b"last words")
+    await speaker.close()
+    await eventually(lambda: seen == [b"last words"])
+    with pytest.raises(BusUnavailable):
+        await speaker.publish("plexus.gw.a.tok", b"too late")
