@@ -1,0 +1,121 @@
+"""Chat messages as clients send them, brought into the one shape a model's template reads.
+
+Equal conversations in different wire shapes must give identical tokens, or no prefix cache would ever hit: a text and
+a list with one text part, missing and empty content beside tool calls, tool arguments as JSON text and as an object.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from worker.text.errors import PromptError
+
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+# Names under which clients send the reasoning of earlier turns; templates read the first, some the second.
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
+_SHORT_ID = 9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a template wants its messages. `worker.text.traits` finds it out by trying."""
+
+    content: Literal["text", "parts"] = "text"
+    joiner: str = "\n"  # between the text parts of one message
+    arguments: Literal["object", "text"] = "object"
+    no_content: Literal["absent", "none", "empty"] = "absent"  # beside tool calls
+    developer: bool = False  # knows the role; otherwise it is a system message
+    short_ids: bool = False  # tool call ids must have nine letters and digits
+
+
+def normalise(messages: list[dict[str, Any]], shape: Shape) -> list[dict[str, Any]]:
+    """Return copies of `messages` in the given shape. Raises `PromptError` on what no text model can take."""
+    if not messages:
+        raise PromptError("messages is empty: send at least one message.", "messages")
+    return [_message(message, index, shape) for index, message in enumerate(messages)]
+
+
+def _message(message: dict[str, Any], index: int, shape: Shape) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise PromptError(f"messages[{index}] is not an object with a role.", "messages")
+    result = {key: value for key, value in message.items() if value is not None}
+    if result["role"] == "developer" and not shape.developer:
+        result["role"] = "system"
+    content = _content(result.get("content"), index, shape)
+    calls = result.get("tool_calls")
+    if calls:
+        result["tool_calls"] = [_tool_call(call, index, shape) for call in calls]
+    elif "tool_calls" in result:
+        del result["tool_calls"]
+    if content or not calls:
+        result["content"] = _as_parts(content) if shape.content == "parts" else content
+    elif shape.no_content == "absent":
+        result.pop("content", None)
+    else:
+        result["content"] = None if shape.no_content == "none" else ""
+    if shape.short_ids and isinstance(result.get("tool_call_id"), str):
+        result["tool_call_id"] = _short_id(result["tool_call_id"])
+    reasoning = next((result[key] for key in _REASONING_FIELDS if key in result), None)
+    if reasoning is not None:
+        result = {"thinking": reasoning, **result, "reasoning_content": reasoning}
+    return result
+
+
+def _content(content: Any, index: int, shape: Shape) -> str:
+    """The text of a message's content in any of its wire shapes."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise PromptError(f"messages[{index}].content is neither text nor a list of parts.", "messages")
+    return shape.joiner.join(_part(part, index) for part in content)
+
+
+def _part(part: Any, index: int) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get(_TEXT_PARTS[kind]) if kind in _TEXT_PARTS else None
+    if not isinstance(text, str):
+        raise PromptError(
+            f"messages[{index}] has a content part of type {kind!r}. This model takes text only.", "messages"
+        )
+    return text
+
+
+def _as_parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]
+
+
+def _tool_call(call: Any, index: int, shape: Shape) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise PromptError(f"messages[{index}].tool_calls has an entry without a function name.", "messages")
+    result = {key: value for key, value in call.items() if value is not None}
+    result["function"] = {**function, "arguments": _arguments(function.get("arguments"), shape)}
+    if shape.short_ids and isinstance(result.get("id"), str):
+        result["id"] = _short_id(result["id"])
+    return result
+
+
+def _arguments(arguments: Any, shape: Shape) -> Any:
+    """Clients send arguments as JSON text; templates mostly iterate over an object."""
+    value = arguments
+    if isinstance(arguments, str):
+        try:
+            value = json.loads(arguments) if arguments.strip() else {}
+        except ValueError:
+            return arguments  # a model wrote it, and only the model has to read it
+    elif arguments is None:
+        value = {}
+    return json.dumps(value, ensure_ascii=False) if shape.arguments == "text" else value
+
+
+def _short_id(id: str) -> str:
+    if len(id) == _SHORT_ID and id.isalnum() and id.isascii():
+        return id
+    return hashlib.blake2b(id.encode()).hexdigest()[:_SHORT_ID]

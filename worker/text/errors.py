@@ -1,0 +1,21 @@
+"""What can go wrong between messages and tokens."""
+
+from pathlib import Path
+
+
+class PromptError(Exception):
+    """This prompt cannot be put to this model. Remedy: the client changes the parameter that `param` names."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class CheckpointError(Exception):
+    """A model directory lacks what is needed to read and write its tokens. Remedy: complete the directory."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem

@@ -1,0 +1,119 @@
+"""Everything between chat messages and token ids, and between token ids and text, for one model directory."""
+
+from pathlib import Path
+
+from shared.messages import Prompt
+from worker.text.calls import schemas_of
+from worker.text.checkpoint import Checkpoint, GenerationDefaults
+from worker.text.detokenise import Detokeniser
+from worker.text.errors import CheckpointError, PromptError
+from worker.text.harmony import HarmonySorter, detect_harmony
+from worker.text.marks import Mark, split_marks
+from worker.text.output import Output
+from worker.text.reasoning import ReasoningMarks, prompt_tail
+from worker.text.sorter import BlockSorter, Sorter
+from worker.text.stops import StopFinder
+from worker.text.stream import Piece, TextStream
+from worker.text.template import ChatTemplate
+from worker.text.tools import Convention, detect
+from worker.text.vocabulary import Vocabulary
+
+__all__ = ["CheckpointError", "GenerationDefaults", "ModelText", "Piece", "PromptError", "TextStream"]
+
+
+class ModelText:
+    """Tokeniser, chat template and conventions of a model.
+
+    A prompt of messages is answered by an assistant: the answer is a text of its own, split into content, reasoning
+    and tool calls. A prompt of text or ids is continued: everything is content, and nothing is recognised in it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._template = ChatTemplate(checkpoint.templates, checkpoint.named_tokens)
+        self._reasoning = ReasoningMarks.detect(vocabulary, self._template.source)
+        self._harmony = detect_harmony(vocabulary)
+        self._tools = detect(vocabulary, self._template.source)
+        self.vocab_size = checkpoint.vocab_rows or vocabulary.size
+        self.eos_ids = sorted(checkpoint.eos_ids | ({vocabulary.eos_id} if vocabulary.eos_id is not None else set()))
+        self.context_limit = checkpoint.context_limit
+        self.generation = checkpoint.generation
+
+    @classmethod
+    def load(cls, path: Path) -> "ModelText":
+        """Read the tokeniser and the small JSON files in `path`. Raises `CheckpointError`."""
+        checkpoint = Checkpoint.read(path)
+        return cls(checkpoint, Vocabulary.load(checkpoint))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return the prompt's token ids, never none. Raises `PromptError`.
+
+        Names of special tokens in a message become those tokens, as everywhere in this ecosystem: the tokeniser
+        cannot tell who wrote them.
+        """
+        if prompt.messages is not None:
+            return self._tokens(self.render(prompt), "messages", add_special_tokens=False)
+        if prompt.text is not None:
+            if not prompt.text:
+                raise PromptError("The prompt is empty: send at least one character.", "prompt")
+            return self._tokens(prompt.text, "prompt", add_special_tokens=True)
+        if not prompt.ids:
+            raise PromptError("The prompt is empty: send messages, a text or token ids.", "prompt")
+        for id in prompt.ids:
+            if not 0 <= id < self.vocab_size:
+                raise PromptError(f"Token id {id} is not in this model's vocabulary of {self.vocab_size}.", "prompt")
+        return list(prompt.ids)
+
+    def render(self, prompt: Prompt) -> str:
+        """Return the text that the chat template makes of messages; a text prompt as it is. Raises `PromptError`."""
+        if prompt.messages is not None:
+            schemas_of(prompt.tools)  # refuses what are no function tools
+            return self._template.render(prompt.messages, prompt.tools, prompt.template)
+        return prompt.text if prompt.text is not None else self._vocabulary.decode(prompt.ids or [])
+
+    def stream(self, prompt: Prompt, *, stop: list[str], prompt_ids: list[int]) -> TextStream:
+        """Return the text stream of one choice."""
+        stops = StopFinder(stop) if any(stop) else None
+        is_chat = prompt.messages is not None
+        detokeniser = Detokeniser(self._vocabulary, after=None if is_chat else prompt_ids)
+        silent = frozenset(self.eos_ids)
+        tools = self._tools if prompt.tools else None
+        if not is_chat or not (self._harmony or self._reasoning or tools):
+            return TextStream(self._vocabulary, detokeniser, silent_ids=silent, stops=stops)
+        output = Output(stops=stops, prompt_ids=prompt_ids, call_ids=self._tools.call_ids)
+        sorter: Sorter
+        if self._harmony:
+            marks = self._harmony
+            sorter = HarmonySorter(output, has_tools=tools is not None)
+        else:
+            marks, as_text = split_marks(self._marks(tools), self._vocabulary)
+            sorter = BlockSorter(
+                output,
+                text_marks=as_text,
+                starts_reasoning=self._opens_reasoning(prompt_ids),
+                convention=tools,
+                schemas=schemas_of(prompt.tools),
+            )
+        return TextStream(self._vocabulary, detokeniser, silent_ids=silent, output=output, sorter=sorter, marks=marks)
+
+    def token_text(self, id: int) -> str:
+        """One token as text, for log probabilities."""
+        return self._vocabulary.token_text(id)
+
+    def _opens_reasoning(self, prompt_ids: list[int]) -> bool:
+        """Whether the template has opened the block, so that the model will not write the opening marker."""
+        return self._reasoning is not None and self._reasoning.is_open(prompt_tail(self._vocabulary, prompt_ids))
+
+    def _marks(self, tools: Convention | None) -> list[Mark]:
+        marks = [self._reasoning.opening, self._reasoning.closing] if self._reasoning else []
+        return [*marks, *tools.marks()] if tools else marks
+
+    def _tokens(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise PromptError(f"The prompt is not valid Unicode text ({error.reason}).", param) from error
+        ids = self._vocabulary.encode(text, add_special_tokens=add_special_tokens)
+        if not ids:
+            raise PromptError("The prompt is empty: it has no tokens.", param)
+        return ids

@@ -1,0 +1,77 @@
+"""A model's chat template: messages and tools to the text of a prompt."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jinja2
+
+from worker.text.conversation import Shape, normalise
+from worker.text.environment import TemplateRefusal, compile_template
+from worker.text.errors import PromptError
+from worker.text.traits import probe
+
+_RESERVED = ("messages", "tools", "add_generation_prompt")
+
+
+class ChatTemplate:
+    """Renders conversations. A checkpoint may bring several templates: one more for prompts with tools."""
+
+    def __init__(self, templates: Mapping[str, str], named_tokens: Mapping[str, str]) -> None:
+        """`templates` by name; none is allowed, and then every rendering is refused with the remedy."""
+        self._named_tokens = dict(named_tokens)
+        self._variants: dict[str, _Variant] = {}
+        self._defects: dict[str, str] = {}
+        for name, source in templates.items():
+            try:
+                self._variants[name] = _Variant(source, self._named_tokens)
+            except jinja2.TemplateSyntaxError as error:
+                self._defects[name] = f"line {error.lineno}: {error.message}"
+        self.source = "\n".join(templates.values())
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+        """Return the prompt up to where the assistant speaks. Raises `PromptError`."""
+        for name in _RESERVED:
+            if name in variables:
+                raise PromptError(f"The template variable {name!r} is not the client's to set.", "template")
+        variant = self._variant(with_tools=bool(tools))
+        return variant.render(normalise(messages, variant.shape), tools, variables)
+
+    def _variant(self, *, with_tools: bool) -> "_Variant":
+        for name in ("tool_use", "default") if with_tools else ("default",):
+            if name in self._variants:
+                return self._variants[name]
+            if name in self._defects:
+                raise PromptError(f"The chat template of this model is broken: {self._defects[name]}", "messages")
+        raise PromptError(
+            "This model has no chat template, so it cannot take messages. "
+            "Send a text prompt to /v1/completions, or add a chat_template.jinja to the model.",
+            "messages",
+        )
+
+
+class _Variant:
+    """One template, compiled, and the shape of messages it takes."""
+
+    def __init__(self, source: str, named_tokens: dict[str, str]) -> None:
+        self._render: Callable[..., str] = compile_template(source)
+        self._named_tokens = named_tokens
+        self.shape: Shape = probe(self._plain, source)
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+        try:
+            return self._plain(messages, tools, variables)
+        except TemplateRefusal as error:
+            raise PromptError(str(error.message), "messages") from error
+        except Exception as error:  # templates are programs: they can fail in any way
+            raise PromptError(
+                f"The chat template of this model could not render these messages: {error}", "messages"
+            ) from error
+
+    def _plain(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        variables: dict[str, Any] | None = None,
+    ) -> str:
+        arguments = {"documents": None, **self._named_tokens, **(variables or {})}
+        return self._render(messages=messages, tools=tools or None, add_generation_prompt=True, **arguments)
