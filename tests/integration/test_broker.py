@@ -77,6 +77,13 @@ async def test_port_that_is_taken_is_an_error_that_says_so(tmp_path):
     assert broker.pid == 0
 
 
+async def test_bad_configuration_is_an_error_that_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("shared.broker.render", lambda _: "max_payload: many\n")
+    broker = EmbeddedBroker(tmp_path)
+    with pytest.raises(BrokerError, match=r"nats-server.conf:1:0"):
+        await broker.start()
+
+
 async def test_several_side_by_side(tmp_path):
     async with EmbeddedBroker(tmp_path / "a") as one, EmbeddedBroker(tmp_path / "b") as two:
         assert one.port != two.port
@@ -146,10 +153,10 @@ def test_is_running_knows_a_zombie():
     assert is_running(os.getpid())
 
 
-def test_configuration_is_what_the_server_accepts(tmp_path):
+def test_configuration_is_what_the_server_accepts():
     """The file for production, read by the server itself."""
     config = Path(__file__).parents[2] / "config" / "nats" / "nats-server.conf"
-    passwords = {f"PLEXUS_{who}_PASSWORD": "x" for who in ("GATEWAY", "OPERATOR", "WORKER", "SYSTEM")}
+    passwords = {f"{who}_PASSWORD": "x" for who in ("GATEWAY", "OPERATOR", "WORKER", "SYSTEM")}
     checked = subprocess.run(
         [server_binary(), "-t", "-c", str(config)], env=passwords, capture_output=True, text=True, timeout=20
     )

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from shared.errors import BusError
 from shared.messages import Cancel, Claimed, Confirm, Done, Failed, Job, ResumeChoice, Working
 from shared.process import is_running
 from shared.records import ModelRecord
+from tests.support.eventually import eventually
 from tests.support.fake_rank import CONTEXT, token
 from tests.support.owner import Owner, Stream
 from tests.support.tiny import write_tokenizer
@@ -64,9 +65,7 @@ class Harness:
         return self.status.pids[1]
 
     async def until(self, predicate: Callable[[FrontStatus], Any], timeout_s: float = 10.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not self.statuses or not predicate(self.status):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await eventually(lambda: self.statuses and predicate(self.status), timeout_s)
 
 
 @asynccontextmanager
@@ -105,9 +104,14 @@ async def jobs_left(bus: Bus) -> int:
 
 
 async def until_empty(bus: Bus, timeout_s: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while await jobs_left(bus):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    async def is_empty() -> bool:
+        return await jobs_left(bus) == 0
+
+    await eventually(is_empty, timeout_s, 0.02)
+
+
+async def is_equal(get: Callable[[], Awaitable[Any]], expected: Any) -> bool:
+    return bool(await get() == expected)
 
 
 def whole(job: Job, choice: int = 0) -> list[int]:
@@ -163,7 +167,9 @@ async def test_without_confirm_done_comes_again(
         assert stream.verdicts[0] == stream.verdicts[1]
 
 
-async def test_a_job_of_nobody_is_acked_at_its_end(broker: EmbeddedBroker, bus: Bus, owner: Owner, model_dir: Path) -> None:
+async def test_a_job_of_nobody_is_acked_at_its_end(
+    broker: EmbeddedBroker, bus: Bus, owner: Owner, model_dir: Path
+) -> None:
     async with running(broker, model_dir):
         stream = await owner.submit(owner.job(owner=None, max_tokens=4))
         assert isinstance(await owner.finished(stream), Done)
@@ -464,10 +470,12 @@ async def test_a_ping_tells_where_the_rank_is(broker: EmbeddedBroker, bus: Bus, 
     async with running(broker, model_dir, prefill_s=3.0) as harness:
         stream = await owner.submit(owner.job())
         await owner.until(lambda: stream.accepted)
-        async with asyncio.timeout(3):
-            while (pong := await owner.ping(harness.config.replica)).phase != "prefill":
-                await asyncio.sleep(0.02)
-        assert (pong.running, pong.hung) == (1, False)
+
+        async def pong() -> tuple[str, int, bool]:
+            answer = await owner.ping(harness.config.replica)
+            return answer.phase, answer.running, answer.hung
+
+        await eventually(lambda: is_equal(pong, ("prefill", 1, False)))
 
 
 async def test_a_pull_finds_a_consumer_that_is_made_later(

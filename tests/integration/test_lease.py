@@ -110,14 +110,16 @@ async def holder_process(settings: BusSettings):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_takeover_from_a_holder_that_died_or_hangs(broker, bus, how):
-    async with holder_process(broker.bus_settings("gateway")) as (process, epoch):
-        async with Lease(bus, KEY, "standby") as standby:
-            with pytest.raises(TimeoutError):
-                await standby.wait_held(0.5)
-            os.kill(process.pid, how)
-            started = time.monotonic()
-            assert await standby.wait_held(8) > epoch
-            assert time.monotonic() - started < 4  # lifetime 3 s, renewed each second
+    async with (
+        holder_process(broker.bus_settings("gateway")) as (process, epoch),
+        Lease(bus, KEY, "standby") as standby,
+    ):
+        with pytest.raises(TimeoutError):
+            await standby.wait_held(0.5)
+        os.kill(process.pid, how)
+        started = time.monotonic()
+        assert await standby.wait_held(8) > epoch
+        assert time.monotonic() - started < 4  # lifetime 3 s, renewed each second
 
 
 async def test_deposed_holder_knows_before_its_lifetime_is_over(broker, bus):

@@ -147,6 +147,7 @@ async def test_named_worker_writes_only_its_own_record(broker, connect, bus, mon
         gateway_password=broker.bus_settings("gateway").password,
         operator_password="o",
         system_password="s",
+        worker_password="",
         workers={"gpu1": "one", "gpu2": "two"},
     )
     monkeypatch.setattr("shared.broker.render", lambda _: render(settings))

@@ -41,7 +41,7 @@ class FakeRank:
         self._channel, self._stamp, self._options = channel, stamp, config.options
         self._rows: dict[tuple[str, int], _Row] = {}
         self._ids = list(self._options.get("ids") or range(32, 250))
-        self._log = Path(self._options["log"]).open("a") if "log" in self._options else None
+        self._log = Path(self._options["log"]) if "log" in self._options else None
         self._count = 0
 
     def send(self, message: Any) -> None:
@@ -89,8 +89,8 @@ class FakeRank:
         id = token(sample.seed, row.index, row.position, self._ids)
         output = Output(row.job.key, row.index, row.position, [id], cached=3 if row.is_new else 0)
         if self._log is not None:
-            self._log.write(f"{row.job.key} {row.index} {row.position}\n")
-            self._log.flush()
+            with self._log.open("a") as file:
+                file.write(f"{row.job.key} {row.index} {row.position}\n")
         row.position += 1
         row.is_new = False
         if id in sample.stop_ids:

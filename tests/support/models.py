@@ -17,7 +17,7 @@ VOCABULARY = 256
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 48,
+    "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -27,6 +27,7 @@ _COMMON: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": None,
+    "tie_word_embeddings": False,  # a tied head mostly repeats the last token
 }
 _EXPERTS: dict[str, Any] = {
     "num_experts": 4,
@@ -53,6 +54,7 @@ _OLD: dict[str, Any] = {key: _COMMON[key] for key in ("vocab_size", "hidden_size
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": None,
+    "tie_word_embeddings": False,
 }
 _SLIDING = {"sliding_window": 9}
 _SLIDING_AND_FULL = _SLIDING | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
@@ -76,7 +78,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "cohere2": _COMMON | _SLIDING_AND_FULL,
     "granite": _COMMON,
     "gpt2": _OLD,
-    "opt": _OLD | {"ffn_dim": 64, "word_embed_proj_dim": 48},
+    "opt": _OLD | {"ffn_dim": 64, "word_embed_proj_dim": 64},
     "gpt_neox": _OLD | {"intermediate_size": 64},
 }
 

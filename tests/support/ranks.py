@@ -50,6 +50,7 @@ class RankProcess:
         os.close(fd)
         self.channel = Channel(ours)
         self.seen: list[RankToFront] = []  # everything received, in order
+        self._printed: tuple[str, str] | None = None
         self._unread: list[RankToFront] = []
 
     def send(self, *messages: FrontToRank) -> None:
@@ -88,11 +89,13 @@ class RankProcess:
         return outputs
 
     def close(self) -> tuple[str, str]:
-        """End it, if it still runs, and return what it printed."""
+        """End it, if it still runs, and return what it printed; may be called twice."""
         self.channel.close()
-        out, err = self.process.communicate(timeout=TIMEOUT_S)
+        if self._printed is None:
+            out, err = self.process.communicate(timeout=TIMEOUT_S)
+            self._printed = out.decode(), err.decode()
         self.stamp.close()
-        return out.decode(), err.decode()
+        return self._printed
 
 
 def arguments(fds: tuple[int, int], parent_pid: int) -> list[str]:

@@ -36,6 +36,15 @@ def _no_constant(name: str) -> Any:
 
 _JSON = json.JSONDecoder(parse_constant=_no_constant)  # NaN and Infinity would make invalid JSON of the arguments
 _NOT_JSON = (ValueError, RecursionError)
+_JSON_TYPE: dict[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+    type(None): "null",
+}
 
 
 def schemas_of(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -151,21 +160,11 @@ def _coerce(text: str, schema: Any) -> Any:
         if "null" in types and lowered in ("none", "null"):
             return None
         return text
-    if "string" in types and not isinstance(value, _python_types(types)):
-        return text
+    kind = _JSON_TYPE[type(value)]
+    if "string" in types:  # strings stand here without quotes, so whatever is no other allowed type is one
+        others = types - {"string"}
+        return value if kind in others or (kind == "integer" and "number" in others) else text
     return value
-
-
-def _python_types(types: set[str]) -> tuple[type, ...]:
-    known: dict[str, tuple[type, ...]] = {
-        "integer": (int,),
-        "number": (int, float),
-        "boolean": (bool,),
-        "array": (list,),
-        "object": (dict,),
-        "null": (type(None),),
-    }
-    return tuple(kind for name in types for kind in known.get(name, ()))
 
 
 def _types(schema: Any) -> set[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from worker.text.errors import PromptError
+from worker.text.system import Place, place_system
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
@@ -27,6 +28,7 @@ class Shape:
     joiner: str = "\n"  # between the text parts of one message
     arguments: Literal["object", "text"] = "object"
     no_content: Literal["absent", "none", "empty"] = "absent"  # beside tool calls
+    system: Place = "anywhere"
     developer: bool = False  # knows the role; otherwise it is a system message
     short_ids: bool = False  # tool call ids must have nine letters and digits
 
@@ -35,7 +37,8 @@ def normalise(messages: list[dict[str, Any]], shape: Shape) -> list[dict[str, An
     """Return copies of `messages` in the given shape. Raises `PromptError` on what no text model can take."""
     if not messages:
         raise PromptError("messages is empty: send at least one message.", "messages")
-    return [_message(message, index, shape) for index, message in enumerate(messages)]
+    result = place_system([_message(message, index, shape) for index, message in enumerate(messages)], shape.system)
+    return [_with_parts(message) for message in result] if shape.content == "parts" else result
 
 
 def _message(message: dict[str, Any], index: int, shape: Shape) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def _message(message: dict[str, Any], index: int, shape: Shape) -> dict[str, Any
     elif "tool_calls" in result:
         del result["tool_calls"]
     if content or not calls:
-        result["content"] = _as_parts(content) if shape.content == "parts" else content
+        result["content"] = content
     elif shape.no_content == "absent":
         result.pop("content", None)
     else:
@@ -87,8 +90,9 @@ def _part(part: Any, index: int) -> str:
     return text
 
 
-def _as_parts(content: str) -> list[dict[str, str]]:
-    return [{"type": "text", "text": content}]
+def _with_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return message | {"content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def _tool_call(call: Any, index: int, shape: Shape) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class HarmonySorter:
         self._kind: Literal["header", "reasoning", "content", "call"] = "header"
         self._header = ""
         self._name = ""
-        self._body = ""  # of a call
+        self._body: list[str] = []  # of a call
         self._has_spoken = False
 
     @property
@@ -53,7 +53,7 @@ class HarmonySorter:
         elif self._kind == "content":
             self._output.content(text)
         else:
-            self._body += text
+            self._body.append(text)
 
     def mark(self, mark: Mark) -> None:
         if mark.text == _MESSAGE and self._kind == "header":
@@ -74,7 +74,7 @@ class HarmonySorter:
         recipient = _RECIPIENT.search(self._header)
         channel = self._header.partition(_CHANNEL)[2].strip()
         if recipient and self._has_tools:
-            self._kind, self._name, self._body = "call", recipient[1], ""
+            self._kind, self._name, self._body = "call", recipient[1], []
         else:
             self._kind = "reasoning" if channel.startswith("analysis") else "content"
 
@@ -87,8 +87,9 @@ class HarmonySorter:
         elif self._kind == "reasoning":
             self._output.end_reasoning()
         else:
-            arguments = read_arguments(self._body)
+            body = "".join(self._body)
+            arguments = read_arguments(body)
             if arguments is None:
-                self._output.verbatim(self._body)
+                self._output.verbatim(body)
             else:
                 self._output.call(self._name, arguments)

@@ -49,8 +49,8 @@ class BlockSorter:
         self._state: Literal["content", "reasoning", "call"] = "reasoning" if starts_reasoning else "content"
         self._convention = convention
         self._schemas = schemas
-        self._call = ""  # opening mark, if any, and body of the call that is being written
-        self._body_at = 0
+        self._opening = ""  # the mark that opened the call that is being written
+        self._body: list[str] = []
         self._bare = "" if convention and convention.bare else None  # beginning of an answer that may be a bare call
         self._text_marks = {mark.text: mark for mark in text_marks}
         self._needles = Needles(list(self._text_marks)) if text_marks else None
@@ -104,7 +104,7 @@ class BlockSorter:
         if self._state == "reasoning":
             self._output.reasoning(text)
         elif self._state == "call":
-            self._call += text
+            self._body.append(text)
         elif self._bare is None:
             self._output.content(text)
         else:
@@ -118,7 +118,7 @@ class BlockSorter:
         self._bare = text if verdict is None else None
         if verdict:
             self._open_call("")
-            self._call = text
+            self._body.append(text)
         elif verdict is False:
             self._output.content(text)
 
@@ -151,15 +151,16 @@ class BlockSorter:
 
     def _open_call(self, opening: str) -> None:
         self._state = "call"
-        self._call = opening
-        self._body_at = len(opening)
+        self._opening = opening
+        self._body = []
 
     def _end_call(self, closing: str) -> None:
         assert self._convention is not None
         self._state = "content"
-        calls = self._convention.read(self._call[self._body_at :], self._schemas)
+        body = "".join(self._body)
+        calls = self._convention.read(body, self._schemas)
         if not calls:
-            self._output.verbatim(self._call + closing)
+            self._output.verbatim(self._opening + body + closing)
             return
         self._output.drop_break()
         for call in calls:

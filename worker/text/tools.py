@@ -11,6 +11,8 @@ from worker.text.calls import Reader, read_json, read_mistral, read_tagged
 from worker.text.marks import Mark
 from worker.text.vocabulary import Vocabulary
 
+_BARE_REACH = 64  # characters, white space included, after which an answer has shown what it is
+
 
 @dataclass(frozen=True)
 class Convention:
@@ -29,9 +31,11 @@ class Convention:
 
     def begins_bare(self, text: str) -> bool | None:
         """Whether an answer that begins with `text` is a call without marker; None: too early to say."""
-        compact = "".join(text.split())
+        compact = "".join(text[:_BARE_REACH].split())
         if any(compact.startswith(start) for start in self.bare):
             return True
+        if len(text) >= _BARE_REACH:
+            return False
         return None if any(start.startswith(compact) for start in self.bare) else False
 
 

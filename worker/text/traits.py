@@ -25,6 +25,7 @@ def probe(render: Render, source: str) -> Shape:
     """Return the shape that `render`, the template with this `source`, takes."""
     shape = Shape(developer=bool(_DEVELOPER.search(source)), short_ids=bool(_SHORT_IDS.search(source)))
     shape = _probe_content(render, shape)
+    shape = _probe_system(render, shape)
     return _probe_tool_call(render, shape)
 
 
@@ -49,6 +50,20 @@ def _probe_content(render: Render, shape: Shape) -> Shape:
         # A template that only prints the list's repr joins nothing.
         if _try(render, _user(_ONE + joiner + _TWO)) == parts:
             return replace(shape, joiner=joiner)
+    return shape
+
+
+def _probe_system(render: Render, shape: Shape) -> Shape:
+    """Where a system message is neither refused nor dropped."""
+    system = {"role": "system", "content": _ONE}
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+    last = {"role": "user", "content": _TWO}
+    if _ONE not in _try(render, normalise([system, last], shape)):
+        # A template that renders nothing at all says nothing about system messages.
+        return replace(shape, system="nowhere") if _TWO in _try(render, normalise([last], shape)) else shape
+    for messages in ([system, question, answer, system, last], [system, question, system], [system, system, last]):
+        if _try(render, normalise(messages, shape)).count(_ONE) != 2:
+            return replace(shape, system="first")
     return shape
 
 

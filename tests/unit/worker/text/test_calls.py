@@ -98,6 +98,25 @@ def test_function_tags_are_coerced_by_schema() -> None:
 
 
 @pytest.mark.parametrize(
+    ("schema", "text", "expected"),
+    [
+        ({"type": ["string", "number"]}, "3", 3),
+        ({"type": ["string", "number"]}, "true", "true"),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"type": ["string", "null"]}, "[1]", "[1]"),
+        ({"type": ["string", "object"]}, '{"a": 1}', {"a": 1}),
+        ({"oneOf": [{"type": "string"}, {"type": "array"}]}, '"a"', '"a"'),
+        ({"anyOf": [{"type": "null"}, {"type": "integer"}]}, "none", None),
+        ({"type": "boolean"}, "FALSE", False),
+        (None, "NaN", "NaN"),
+    ],
+)
+def test_coercion(schema: Any, text: str, expected: Any) -> None:
+    body = f"<function=f><parameter=p>{text}</parameter></function>"
+    assert plain(read_tagged(body, {"f": {"p": schema}})) == [("f", {"p": expected})]
+
+
+@pytest.mark.parametrize(
     ("body", "expected"),
     [
         ("<function=ping>\n</function>", [("ping", {})]),

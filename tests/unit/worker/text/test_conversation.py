@@ -77,6 +77,19 @@ def test_several_parts_are_joined_as_the_template_does(texts: dict[str, ModelTex
     assert "one\ntwo" in texts["qwen3"].render(prompt)
 
 
+def test_parts_that_are_plain_strings(texts: dict[str, ModelText]) -> None:
+    prompts = [Prompt(messages=[{"role": "user", "content": content}]) for content in (["one"], "one")]
+    assert texts["qwen3"].encode(prompts[0]) == texts["qwen3"].encode(prompts[1])
+
+
+def test_no_tool_calls_are_none_at_all(texts: dict[str, ModelText]) -> None:
+    ask, said = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
+    rendered = {
+        texts["mistral"].render(Prompt(messages=[ask, said | extra, ask])) for extra in ({}, {"tool_calls": []})
+    }
+    assert len(rendered) == 1
+
+
 def test_a_template_for_parts_alone(tmp_path: Path) -> None:
     template = "{% for m in messages %}{% for p in m.content %}{{ p.type }}:{{ p.text }};{% endfor %}{% endfor %}"
     text = ModelText.load(write_model(tmp_path, sentencepiece_tokenizer("gemma", []), template=template))

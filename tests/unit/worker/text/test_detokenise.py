@@ -116,6 +116,22 @@ def test_a_decoder_of_another_kind() -> None:
     assert "".join(map(detokeniser.step, ids)) == tokenizer.decode(ids) == "rivers run."
 
 
+def test_added_tokens_with_characters_outside_the_byte_alphabet() -> None:
+    tokenizer = tokenizer_of("bytes")
+    tokenizer.add_tokens(["two words", "猫"])
+    ids = [tokenizer.token_to_id(token) for token in ("猫", "two words")]
+    detokeniser = Detokeniser(Vocabulary(tokenizer))
+    assert "".join(map(detokeniser.step, ids)) == tokenizer.decode(ids) == "猫two words"
+
+
+def test_no_decoder_at_all() -> None:
+    """Tokens are then words, and `decode` puts spaces between; nothing of "a" here, so no token to compare with."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "river": 1, "runs": 2}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["[UNK]"])
+    detokeniser = Detokeniser(Vocabulary(tokenizer))
+    assert [detokeniser.step(id) for id in (1, 2)] == ["river", "runs"]
+
+
 def test_token_text_for_people() -> None:
     vocabulary, tokenizer = VOCABULARIES["gemma"], TOKENIZERS["gemma"]
     assert vocabulary.token_text(tokenizer.token_to_id("[INST]")) == "[INST]"

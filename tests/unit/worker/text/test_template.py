@@ -64,11 +64,16 @@ def references(model_dirs: dict[str, Path]) -> dict[str, Any]:
     return {style: AutoTokenizer.from_pretrained(path) for style, path in model_dirs.items()}
 
 
-@pytest.mark.parametrize("style", ["qwen3", "llama3", "mistral", "gemma"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("style", "case"),
+    [
+        (style, case)
+        for style in ("qwen3", "llama3", "mistral", "gemma")
+        for case in CASES
+        if (style, case) != ("gemma", "call")  # the family's template has no tool calls
+    ],
+)
 def test_equals_transformers(style: str, case: str, texts: dict[str, ModelText], references: dict[str, Any]) -> None:
-    if style == "gemma" and case == "call":
-        pytest.skip("the family's template has no tool calls")
     messages, tools, variables = CASES[case]
     expected = references[style].apply_chat_template(
         messages, tools=tools or None, add_generation_prompt=True, return_dict=False, **variables

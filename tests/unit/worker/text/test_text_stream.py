@@ -1,6 +1,7 @@
 """The outcome depends on the ids alone, and what is delivered is what the tokeniser decodes."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.messages import Prompt
+from tests.support.text_models import sentencepiece_tokenizer, write_model
 from worker.text.model_text import ModelText
 
 TOOLS = [{"type": "function", "function": {"name": "weather"}}]
@@ -18,8 +20,8 @@ PLAIN = Prompt(messages=[{"role": "user", "content": "one"}])
 WORDS = st.sampled_from([
     *("<think>", "</think>", "<tool_call>", "</tool_call>", "[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]"),
     *('{"name": "weather", "arguments": {"a": "🙂"}}', "<function=weather></function>", "weather", "\n", "\n\n", " "),
-    *("<|im_end|>", "<|python_tag|>", "</s>", "<|channel|>", "analysis", "final", "to=functions.weather", "<|message|>"),
-    *("<|end|>", "<|start|>", "{}", "🙂", "你好", "END", "E", "N", "The river", "<th", "ink>"),
+    *("<|im_end|>", "<|python_tag|>", "</s>", "<|channel|>", "analysis", "final", "to=functions.weather"),
+    *("<|message|>", "<|end|>", "<|start|>", "{}", "🙂", "你好", "END", "E", "N", "The river", "<th", "ink>"),
 ])  # fmt: skip
 
 
@@ -103,6 +105,31 @@ def test_only_ids_up_to_the_stop_string_count(texts: dict[str, ModelText], promp
     assert stream.finish("stop").text == ""
 
 
+@pytest.mark.parametrize(
+    "output", ["The sea<think>ENDx", "<think>why</think>The sea END<think>more</think>x", "The sea <tool_call>END"]
+)
+def test_nothing_comes_after_a_stop_string_in_the_same_token(tmp_path: Path, output: str) -> None:
+    """Marks in plain text, and one token that holds a stop string together with what follows it."""
+    tokenizer = sentencepiece_tokenizer("gemma", [])
+    glued = "ea" + output.partition("The sea")[2]
+    tokenizer.add_tokens([glued])
+    template = "{{ messages[0].content }}{# <think> </think> #}"
+    text = ModelText.load(write_model(tmp_path, tokenizer, template=template))
+    ids = text._vocabulary.encode(output, add_special_tokens=False)
+    assert tokenizer.token_to_id(glued) in ids
+    content, reasoning, calls, stopped, consumed, _, finish = outcome(text, CHAT, [ids], ["sea", "END"])
+    assert (content, calls, stopped, finish) == ("The ", [], ["sea"], "stop")
+    assert reasoning == ("why" if "why" in output else "")
+    assert consumed == ids.index(tokenizer.token_to_id(glued)) + 1
+
+
+def test_a_torn_character_in_front_of_a_mark(texts: dict[str, ModelText]) -> None:
+    text = texts["mistral"]
+    torn = text._vocabulary.encode("🙂", add_special_tokens=False)[1:3]
+    mark = text._vocabulary.encode("[THINK]", add_special_tokens=False)[-1:]
+    assert outcome(text, PLAIN, [torn, mark], [])[0] == "�"
+
+
 def test_a_torn_character_is_settled_at_the_end(texts: dict[str, ModelText]) -> None:
     text = texts["gemma"]
     ids = text._vocabulary.encode("a🙂", add_special_tokens=False)
@@ -111,12 +138,13 @@ def test_a_torn_character_is_settled_at_the_end(texts: dict[str, ModelText]) -> 
     assert stream.finish("length").text == "�"
 
 
-def test_end_tokens_make_no_text_even_where_they_are_no_special_ones(texts: dict[str, ModelText]) -> None:
-    text = texts["qwen3"]
-    prompt_ids = text.encode(PLAIN)
-    for prompt in (PLAIN, Prompt(text="x")):
-        stream = text.stream(prompt, stop=[], prompt_ids=prompt_ids)
-        assert "".join(stream.feed([id]).text for id in text.eos_ids) == ""
+@pytest.mark.parametrize("prompt", [CHAT, PLAIN, Prompt(text="one")], ids=["tools", "chat", "text"])
+def test_end_tokens_make_no_text_even_where_they_are_no_special_ones(tmp_path: Path, prompt: Prompt) -> None:
+    tokenizer = sentencepiece_tokenizer("gemma", [])
+    the, sea = tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁a")
+    path = write_model(tmp_path, tokenizer, template="{{ messages[0].content }}", generation={"eos_token_id": [the]})
+    text = ModelText.load(path)
+    assert outcome(text, prompt, [[sea, the], [sea]], [])[0] == " a a"
 
 
 def test_tokens_for_people(texts: dict[str, ModelText]) -> None:

@@ -34,7 +34,8 @@ def plain(calls: list[ToolCall]) -> list[tuple[int, str, Any]]:
 
 
 def test_calls_between_text(texts: dict[str, ModelText]) -> None:
-    output = f"Let me see.\n\n{CALL}\n<tool_call>\n<function=weather>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>\nSo."
+    tags = "<tool_call>\n<function=weather>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
+    output = f"Let me see.\n\n{CALL}\n{tags}\nSo."
     content, calls, finish = answer(texts["qwen3"], output)
     assert content == "Let me see.So."
     assert plain(calls) == [(0, "weather", {"city": "Köln 🙂"}), (1, "weather", {"days": 3})]
@@ -75,8 +76,8 @@ def test_an_unclosed_call_counts_if_it_is_whole(texts: dict[str, ModelText]) -> 
 
 
 def test_a_cut_answer_says_so(texts: dict[str, ModelText]) -> None:
-    assert answer(texts["qwen3"], CALL + "<tool_call>", finish="length")[1:] != ([], "length")
-    assert answer(texts["qwen3"], CALL + "<tool_call>", finish="length")[2] == "length"
+    content, calls, finish = answer(texts["qwen3"], CALL + "<tool_call>", finish="length")
+    assert (content, len(calls), finish) == ("<tool_call>", 1, "length")
 
 
 def test_without_tools_nothing_is_recognised(texts: dict[str, ModelText]) -> None:
@@ -123,7 +124,9 @@ def test_llama3(texts: dict[str, ModelText], mark: str) -> None:
     assert (content.strip(), plain(calls), finish) == ("", [(0, "weather", {"days": 3})], "tool_calls")
 
 
-@pytest.mark.parametrize("output", ['{"nam', '{"answer": 3}', ' {"name": "x" and more', "Plain {", '{"name": 3}', "\n"])
+@pytest.mark.parametrize(
+    "output", ['{"nam', '{"answer": 3}', ' {"name": "x" and more', "Plain {", '{"name": 3}', "\n", 80 * " " + "a"]
+)
 def test_llama3_json_that_is_no_call(texts: dict[str, ModelText], output: str) -> None:
     assert answer(texts["llama3"], output) == (output, [], "stop")
 

@@ -1,0 +1,273 @@
+"""What the queue costs: ``python -m tests.bench.dispatch [--litellm PYTHON] [--rounds N] [--json FILE]``.
+
+The same streams over HTTP, alternating in one run, from three servers:
+
+* direct: one FastAPI process that makes the text itself (`direct_server`), the floor that no dispatcher can beat;
+* plexus: gateway → nats-server → front → rank, all real, with the synthetic back end in place of forward and sampling;
+* litellm: LiteLLM's proxy in front of the direct server, when ``--litellm`` names the Python of an environment that has
+  ``litellm[proxy]`` installed (``python -m venv DIR && DIR/bin/pip install 'litellm[proxy]'``).
+
+One token per event. The client is lean and its own CPU is in the table. All of it shares the machine's cores, so
+tokens/s is what the whole chain reaches on them; CPU per token by process says who needs how much.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import uvloop
+from shared.bus import Bus
+from shared.fleet import Fleet
+from shared.kv import Bucket
+from tests.support.fleet import RunningFleet, running_fleet
+from tests.support.ports import free_port
+
+from shared.messages import encode
+from shared.names import PLAN, intent_key, model_key
+from shared.records import IntentRecord, ModelRecord
+from tests.bench.lean_client import Load, chat_request, run_load
+
+HOST = "127.0.0.1"
+PROMPT = "Count for me, please."
+SATURATED, PACED = "synthetic-saturated", "synthetic-paced"
+PACE_TOKENS_PER_S = 50
+
+
+@dataclass
+class Server:
+    """One row of the comparison."""
+
+    name: str
+    ports: dict[str, int]  # load name → port
+    models: dict[str, str]  # load name → model id
+    pids: dict[str, int]  # process name → pid
+    key: str = "sk-bench"
+
+
+@dataclass
+class Sample:
+    """One load on one server."""
+
+    load: Load
+    cpu_s: dict[str, float] = field(default_factory=dict)
+
+
+LOADS = {  # name: (clients, requests each, tokens)
+    "first token": (1, 60, 4),
+    "requests": (16, 25, 1),
+    "saturated": (64, 2, 256),
+    "paced": (64, 1, 200),
+}
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(server: Server, name: str) -> Sample:
+    """Run one load and note what each process spent on it."""
+    clients, each, tokens = LOADS[name]
+    request = chat_request(HOST, server.models[name], PROMPT, tokens, server.key)
+    before = {process: cpu_seconds(pid) for process, pid in server.pids.items()}
+    load = await run_load(HOST, server.ports[name], request, clients=clients, requests_each=each)
+    spent = {process: cpu_seconds(pid) - before[process] for process, pid in server.pids.items()}
+    if load.errors:
+        raise RuntimeError(f"{server.name}, {name}: {load.errors[0]} (and {len(load.errors) - 1} more)")
+    return Sample(load, spent)
+
+
+def wait_http(url: str, timeout_s: float = 60.0) -> None:
+    """Until `url` answers at all. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(url, timeout=1.0)
+            return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    raise TimeoutError(f"{url} did not answer within {timeout_s:.0f} s")
+
+
+@contextmanager
+def child(command: list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process for as long as the block runs."""
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextmanager
+def direct() -> Iterator[Server]:
+    """The server without a queue: one process for each pace."""
+    ports = {rate: free_port() for rate in (0, PACE_TOKENS_PER_S)}
+    with ExitStack() as stack:
+        pids = {}
+        for rate, port in ports.items():
+            command = [sys.executable, "-m", "tests.bench.direct_server", str(port), str(rate)]
+            pids[rate] = stack.enter_context(child(command)).pid
+            wait_http(f"http://{HOST}:{port}/")
+        by_load = {name: PACE_TOKENS_PER_S if name == "paced" else 0 for name in LOADS}
+        yield Server(
+            "direct",
+            {name: ports[rate] for name, rate in by_load.items()},
+            dict.fromkeys(LOADS, "direct"),
+            {"server": pids[0], "server (paced)": pids[PACE_TOKENS_PER_S]},
+        )
+
+
+@contextmanager
+def litellm(python: str, upstream: Server, directory: Path) -> Iterator[Server]:
+    """LiteLLM's proxy before the direct server."""
+    config = {
+        "model_list": [
+            {
+                "model_name": name,
+                "litellm_params": {
+                    "model": "openai/direct",
+                    "api_base": f"http://{HOST}:{port}/v1",
+                    "api_key": "sk-bench",
+                },
+            }
+            for name, port in {"direct": upstream.ports["saturated"], "direct-paced": upstream.ports["paced"]}.items()
+        ]
+    }
+    path = directory / "litellm.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    port = free_port()
+    command = [str(Path(python).with_name("litellm")), "--config", str(path), "--host", HOST, "--port", str(port)]
+    with child([*command, "--telemetry", "False"], LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_LOG="ERROR") as process:
+        wait_http(f"http://{HOST}:{port}/health/liveliness", 120)
+        models = {name: "direct-paced" if name == "paced" else "direct" for name in LOADS}
+        yield Server("litellm", dict.fromkeys(LOADS, port), models, {"proxy": process.pid, **upstream.pids})
+
+
+async def load_synthetic(fleet: RunningFleet) -> dict[str, int]:
+    """Catalogue and load the two synthetic models; the pids of their fronts and ranks."""
+    pids = {}
+    async with await Bus.connect(fleet.bus_settings, kind="cli", ident="bench") as bus:
+        plan, view = Bucket(bus, PLAN), Fleet(bus)
+        await view.start()
+        for model, rate in ((SATURATED, 0), (PACED, PACE_TOKENS_PER_S)):
+            record = ModelRecord(
+                id=model, source=fleet.demo_path, backend="synthetic", options={"tokens_per_s": rate}, max_slots=64
+            )
+            await plan.put(model_key(model), encode(record))
+            await plan.put(intent_key(model), encode(IntentRecord(model=model, want="loaded", by="bench")))
+        for model in (SATURATED, PACED):
+            name = model.removeprefix("synthetic-")
+
+            def is_ready(fleet: Fleet, model: str = model) -> bool:
+                return any(r.state == "ready" for r in fleet.replicas_of(model))
+
+            await view.wait_for(is_ready, timeout_s=60)
+            replica = next(r for r in view.replicas_of(model) if r.state == "ready")
+            pids[f"front ({name})"], pids[f"rank ({name})"] = replica.pids[:2]
+        await view.close()
+    return pids
+
+
+@contextmanager
+def plexus(directory: Path) -> Iterator[Server]:
+    """A whole fleet on this machine."""
+    with running_fleet(directory) as fleet:
+        pids = uvloop.run(load_synthetic(fleet))
+        models = {name: PACED if name == "paced" else SATURATED for name in LOADS}
+        yield Server("plexus", dict.fromkeys(LOADS, fleet.port), models, {**fleet.pids, **pids})
+
+
+def p50(values: list[float]) -> float:
+    """The median."""
+    return statistics.median(values)
+
+
+def tables(samples: dict[str, dict[str, list[Sample]]], idle: dict[str, float]) -> tuple[str, dict[str, object]]:
+    """The printed tables, and the same figures for JSON."""
+    lines, figures = [], {}
+    head = f"{'server':10} {'first token ms':>15} {'added ms':>9} {'streams/s':>10} {'tokens/s':>9} {'ratio':>6} {'paced ITL p50 ms':>17}"
+    lines += [head, "-" * len(head)]
+    base: dict[str, float] = {}
+    for server, loads in samples.items():
+        ttft = p50([s.first_token_s * 1e3 for x in loads["first token"] for s in x.load.streams])
+        streams = p50([len(x.load.streams) / x.load.wall_s for x in loads["requests"]])
+        tokens = p50([x.load.events / x.load.wall_s for x in loads["saturated"]])
+        gap = p50(
+            [(s.total_s - s.first_token_s) / (s.events - 4) * 1e3 for x in loads["paced"] for s in x.load.streams]
+        )
+        base = base or {"ttft": ttft, "tokens": tokens}
+        lines.append(
+            f"{server:10} {ttft:15.2f} {ttft - base['ttft']:9.2f} {streams:10.0f} {tokens:9.0f}"
+            f" {tokens / base['tokens']:6.2f} {gap:17.2f}"
+        )
+        figures[server] = {"ttft_ms": ttft, "streams_per_s": streams, "tokens_per_s": tokens, "paced_itl_ms": gap}
+    lines += [
+        "",
+        f"CPU by process, medians.{'':12}{'µs/token saturated':>20} {'µs/token paced':>15} {'µs/request':>11}",
+    ]
+    for server, loads in samples.items():
+        processes = list(loads["saturated"][0].cpu_s)
+        for process in [*processes, "client"]:
+            row = []
+            for name in ("saturated", "paced", "requests"):
+                per = [
+                    (x.load.client_cpu_s if process == "client" else x.cpu_s[process])
+                    / (len(x.load.streams) if name == "requests" else x.load.events)
+                    for x in loads[name]
+                ]
+                row.append(p50(per) * 1e6)
+            lines.append(f"{server:10} {process:25} {row[0]:20.1f} {row[1]:15.1f} {row[2]:11.0f}")
+            figures[server][f"cpu_us {process}"] = row
+    lines += ["", "Idle, share of one core: " + ", ".join(f"{name} {share:.2%}" for name, share in idle.items())]
+    figures["idle_core_share"] = idle
+    return "\n".join(lines), figures
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--litellm", metavar="PYTHON", help="python of an environment with litellm[proxy]")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plexus-bench-")))
+        servers = [stack.enter_context(direct())]
+        servers.append(stack.enter_context(plexus(directory)))
+        if options.litellm:
+            servers.append(stack.enter_context(litellm(options.litellm, servers[0], directory)))
+        fleet = servers[1]
+        before = {process: cpu_seconds(pid) for process, pid in fleet.pids.items()}
+        time.sleep(10)  # the measured thing is ten idle seconds
+        idle = {process: (cpu_seconds(pid) - before[process]) / 10 for process, pid in fleet.pids.items()}
+        samples: dict[str, dict[str, list[Sample]]] = {s.name: {name: [] for name in LOADS} for s in servers}
+        for index in range(options.rounds + 1):
+            for name in LOADS:
+                for server in servers:
+                    sample = uvloop.run(measure(server, name))
+                    if index:  # the first round warms up
+                        samples[server.name][name].append(sample)
+            print(f"round {index} of {options.rounds} done", file=sys.stderr)
+    text, figures = tables(samples, idle)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(text)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

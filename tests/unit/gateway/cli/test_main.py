@@ -1,0 +1,44 @@
+"""The command line as a program: what it prints, and how fast it starts."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("typer", "rich", "httpx", "pydantic", "nats", "fastapi", "torch")
+
+
+def plexus(*argv: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    program = f"import sys; sys.argv[1:] = {list(argv)!r}\nfrom gateway.cli import main\nmain()\n{code}"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("argument", ["--version", "-V", "version"])
+def test_the_version_costs_no_heavy_import(argument: str) -> None:
+    done = plexus(argument, code=f"print(sorted(set({HEAVY!r}) & set(sys.modules)))")
+    assert done.stdout.splitlines()[0].startswith("plexus ")
+    assert done.stdout.splitlines()[1] == "[]"
+
+
+def test_the_help_needs_no_network_client() -> None:
+    done = plexus("--help")
+    assert done.returncode == 0
+    for command in ("up", "serve", "status", "models", "load", "unload", "chat", "nats-config", "settings"):
+        assert f" {command} " in done.stdout
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    assert plexus("up", "--modle", "x").returncode == 2
+
+
+def test_an_error_is_one_line_and_with_json_also_a_line_of_json(tmp_path: object) -> None:
+    done = plexus("status", "--json", "--data-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("plexus: no fleet found")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout.startswith('{"error": "no fleet found')
+
+
+def test_the_annotated_settings_are_printed() -> None:
+    assert "drain_grace_s = 30.0" in plexus("settings", "worker").stdout
+    assert plexus("settings", "nothing").returncode == 1

@@ -1,0 +1,234 @@
+"""Named scenarios of placement."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from gateway.placement.planner import Plan, View, plan
+from shared.records import (
+    Assigned,
+    AssignmentRecord,
+    Device,
+    IntentRecord,
+    ModelRecord,
+    ReplicaRecord,
+    WorkerRecord,
+)
+
+GB = 1 << 30
+
+
+def a_worker(name: str, free: int = 8 * GB, state: Literal["ready", "draining"] = "ready") -> WorkerRecord:
+    device = Device(id="cpu", kind="cpu", name="cpu", total_bytes=16 * GB, free_bytes=free)
+    return WorkerRecord(name=name, incarnation="i", host="h", state=state, devices=[device])
+
+
+def a_model(name: str, **fields: Any) -> ModelRecord:
+    return ModelRecord(id=name, source="s", **fields)
+
+
+def loaded(model: str, *on: str, replicas: int = 1, at_s: float = 0.0) -> IntentRecord:
+    return IntentRecord(model=model, want="loaded", on=list(on), replicas=replicas, by="ann", at_s=at_s)
+
+
+def unloaded(model: str) -> IntentRecord:
+    return IntentRecord(model=model, want="unloaded", by="ann")
+
+
+def want(worker: str, *models: str, generation: int = 3) -> AssignmentRecord:
+    assigned = [Assigned(model=a_model(model), reason="before") for model in models]
+    return AssignmentRecord(worker=worker, epoch=1, generation=generation, models=assigned)
+
+
+def view(
+    models: Iterable[str] = (),
+    intents: Iterable[IntentRecord] = (),
+    workers: Iterable[WorkerRecord] = (),
+    wants: Iterable[AssignmentRecord] = (),
+    replicas: Iterable[ReplicaRecord] = (),
+    **more: Any,
+) -> View:
+    return View(
+        models={model: a_model(model) for model in models},
+        intents={intent.model: intent for intent in intents},
+        workers={worker.name: worker for worker in workers},
+        wants={one.worker: one for one in wants},
+        replicas={one.id: one for one in replicas},
+        **more,
+    )
+
+
+def assigned(decided: Plan) -> dict[str, list[str]]:
+    return {record.worker: [one.model.id for one in record.models] for record in decided.changes}
+
+
+def test_a_wanted_model_goes_to_the_worker_with_fewest_models() -> None:
+    decided = plan(
+        view(["a", "b"], [loaded("a"), loaded("b")], [a_worker("w1"), a_worker("w2")], [want("w1", "a")]), epoch=7
+    )
+    assert assigned(decided) == {"w2": ["b"]}
+    record = decided.changes[0]
+    assert (record.epoch, record.generation) == (7, 1)
+    assert record.models[0].reason == "ann wants it loaded"
+    assert decided.reasons == {"a": "on w1", "b": "on w2"}
+
+
+def test_among_equals_the_most_free_memory_wins() -> None:
+    decided = plan(view(["a"], [loaded("a")], [a_worker("w1", GB), a_worker("w2", 2 * GB)]), epoch=1)
+    assert assigned(decided) == {"w2": ["a"]}
+
+
+def test_a_worker_without_free_memory_gets_nothing() -> None:
+    decided = plan(view(["a"], [loaded("a")], [a_worker("w1", 0)]), epoch=1)
+    assert decided.changes == []
+    assert decided.reasons["a"] == "no further worker can take it (0 of 1 placed)"
+
+
+def test_nothing_changes_where_everything_is_as_wanted() -> None:
+    crowded = view(["a", "b"], [loaded("a"), loaded("b")], [a_worker("w1", 0), a_worker("w2")], [want("w1", "a", "b")])
+    assert plan(crowded, epoch=9).changes == []
+
+
+def test_a_worker_that_joins_moves_nothing() -> None:
+    before = view(["a", "b"], [loaded("a"), loaded("b")], [a_worker("w1")], [want("w1", "a", "b")])
+    after = view(["a", "b"], [loaded("a"), loaded("b")], [a_worker("w1"), a_worker("w2")], [want("w1", "a", "b")])
+    assert plan(before, epoch=1).changes == plan(after, epoch=1).changes == []
+
+
+def test_replicas_spread_over_workers() -> None:
+    decided = plan(view(["a"], [loaded("a", replicas=2)], [a_worker(f"w{n}") for n in (1, 2, 3)]), epoch=1)
+    assert assigned(decided) == {"w1": ["a"], "w2": ["a"]}
+
+
+def test_more_replicas_than_workers_place_what_can_be() -> None:
+    decided = plan(view(["a"], [loaded("a", replicas=5)], [a_worker("w1")]), epoch=1)
+    assert assigned(decided) == {"w1": ["a"]}
+    assert decided.reasons["a"] == "on w1; no further worker can take it (1 of 5 placed)"
+
+
+def test_fewer_replicas_keep_the_ready_one() -> None:
+    ready = ReplicaRecord(id="r", model="a", worker="w1", state="ready")
+    loading = ReplicaRecord(id="s", model="a", worker="w2", state="loading")
+    decided = plan(
+        view(
+            ["a"],
+            [loaded("a")],
+            [a_worker("w1"), a_worker("w2")],
+            [want("w1", "a"), want("w2", "a")],
+            [ready, loading],
+        ),
+        epoch=2,
+    )
+    assert assigned(decided) == {"w2": []}
+    assert decided.changes[0].generation == 4
+
+
+def test_a_model_stays_on_the_workers_that_were_named() -> None:
+    workers = [a_worker("w1"), a_worker("w2")]
+    assert assigned(plan(view(["a"], [loaded("a", "w2")], workers), epoch=1)) == {"w2": ["a"]}
+    moved = plan(view(["a"], [loaded("a", "w2")], workers, [want("w1", "a")]), epoch=1)
+    assert assigned(moved) == {"w1": [], "w2": ["a"]}
+
+
+def test_a_named_worker_that_is_not_there_is_waited_for() -> None:
+    decided = plan(view(["a"], [loaded("a", "w9")], [a_worker("w1")]), epoch=1)
+    assert decided.changes == []
+    assert decided.reasons["a"] == "none of the workers it may run on is there: w9"
+
+
+def test_a_lost_worker_gives_its_models_to_others() -> None:
+    decided = plan(view(["a"], [loaded("a")], [a_worker("w2")], [want("w1", "a")], lost=["w1"]), epoch=1)
+    assert assigned(decided) == {"w1": [], "w2": ["a"]}
+
+
+def test_a_worker_that_is_only_not_there_yet_keeps_its_models() -> None:
+    decided = plan(view(["a"], [loaded("a")], [a_worker("w2")], [want("w1", "a")]), epoch=1)
+    assert decided.changes == []
+
+
+def test_without_any_worker_nothing_is_written() -> None:
+    decided = plan(view(["a"], [loaded("a")]), epoch=1)
+    assert decided.changes == []
+    assert decided.reasons["a"] == "there are no workers"
+
+
+def test_a_draining_worker_keeps_what_it_has_and_is_replaced() -> None:
+    workers = [a_worker("w1", state="draining"), a_worker("w2")]
+    decided = plan(view(["a", "b"], [loaded("a"), loaded("b")], workers, [want("w1", "a")]), epoch=1)
+    assert assigned(decided) == {"w2": ["a", "b"]}
+
+
+def test_a_draining_worker_alone_gets_nothing() -> None:
+    decided = plan(view(["a"], [loaded("a")], [a_worker("w1", state="draining")]), epoch=1)
+    assert decided.changes == []
+
+
+def test_a_failed_load_moves_where_another_worker_can() -> None:
+    workers = [a_worker("w1"), a_worker("w2")]
+    decided = plan(view(["a"], [loaded("a")], workers, [want("w1", "a")], avoid=[("w1", "a")]), epoch=1)
+    assert assigned(decided) == {"w1": [], "w2": ["a"]}
+
+
+def test_a_failed_load_stays_where_no_other_worker_can() -> None:
+    alone = view(["a"], [loaded("a")], [a_worker("w1")], [want("w1", "a")], avoid=[("w1", "a")])
+    assert plan(alone, epoch=1).changes == []
+
+
+def test_two_workers_that_both_failed_do_not_swap() -> None:
+    both = view(
+        ["a"],
+        [loaded("a")],
+        [a_worker("w1"), a_worker("w2")],
+        [want("w2", "a")],
+        avoid=[("w1", "a"), ("w2", "a")],
+    )
+    assert plan(both, epoch=1).changes == []
+
+
+def test_a_model_that_failed_everywhere_is_still_placed() -> None:
+    decided = plan(view(["a"], [loaded("a")], [a_worker("w1")], avoid=[("w1", "a")]), epoch=1)
+    assert assigned(decided) == {"w1": ["a"]}
+
+
+def test_an_unwanted_model_is_taken_away() -> None:
+    decided = plan(view(["a"], [unloaded("a")], [a_worker("w1")], [want("w1", "a")], demand=["a"]), epoch=1)
+    assert assigned(decided) == {"w1": []}
+    assert decided.reasons["a"] == "ann wants it unloaded"
+
+
+def test_a_model_that_left_the_catalogue_is_taken_away() -> None:
+    decided = plan(view([], [loaded("a")], [a_worker("w1")], [want("w1", "a")]), epoch=1)
+    assert assigned(decided) == {"w1": []}
+
+
+def test_a_model_that_nobody_asked_for_is_not_loaded() -> None:
+    assert plan(view(["a"], [], [a_worker("w1")]), epoch=1).changes == []
+
+
+def test_jobs_that_wait_load_a_model_and_it_stays() -> None:
+    decided = plan(view(["a"], [], [a_worker("w1")], demand=["a"]), epoch=1)
+    assert assigned(decided) == {"w1": ["a"]}
+    assert decided.changes[0].models[0].reason == "jobs wait for it"
+    assert plan(view(["a"], [], [a_worker("w1")], [want("w1", "a")]), epoch=1).changes == []
+
+
+def test_a_changed_model_is_assigned_anew_where_it_is() -> None:
+    changed = view(["a"], [loaded("a")], [a_worker("w1"), a_worker("w2")], [want("w1", "a")])
+    changed = View(**{**changed.__dict__, "models": {"a": a_model("a", context_limit=64)}})
+    decided = plan(changed, epoch=1)
+    assert assigned(decided) == {"w1": ["a"]}
+    assert decided.changes[0].models[0].model.context_limit == 64
+
+
+def test_a_new_leader_alone_is_no_reason_to_write() -> None:
+    assert plan(view(["a"], [loaded("a")], [a_worker("w1")], [want("w1", "a")]), epoch=99).changes == []
+
+
+def test_the_older_wish_is_served_first() -> None:
+    intents = [loaded("a", at_s=2.0), loaded("b", at_s=1.0)]
+    decided = plan(view(["a", "b"], intents, [a_worker("w1", 2 * GB), a_worker("w2", GB)]), epoch=1)
+    assert assigned(decided) == {"w1": ["b"], "w2": ["a"]}
+
+
+def test_the_same_view_gives_the_same_plan() -> None:
+    same = view(["a", "b"], [loaded("a", replicas=2), loaded("b")], [a_worker(f"w{n}") for n in range(5)])
+    assert plan(same, epoch=1) == plan(same, epoch=1)
