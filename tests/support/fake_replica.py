@@ -42,6 +42,8 @@ from shared.messages import (
 from shared.records import ReplicaRecord
 
 PROMPT_TOKENS = 7
+Failure = tuple[FailureKind, str, str | None]  # kind, message, param
+
 _decode_job = msgspec.json.Decoder(Job).decode
 _decode_request = msgspec.json.Decoder(ReplicaRequest).decode
 _decode_claimed = msgspec.json.Decoder(Claimed).decode
@@ -80,42 +82,61 @@ class FakeReplica:
         self.replays: list[Replay] = []
         self.runs: dict[str, _Run] = {}
         self.finished: dict[str, _Run] = {}
-        self.is_taking = True
         self.is_answering = True  # to pings and everything else
         self.pong = Pong()
         self.limit: int | None = None  # tokens of each choice before it pauses; None: to the end
-        self.failure: tuple[FailureKind, str, str | None] | None = None  # instead of accepting
+        self.failure: Failure | None = None  # instead of accepting
         self.loses: Callable[[Item], bool] = lambda item: False  # items that never arrive
         self.ignores: Callable[[Job], bool] = lambda job: False  # jobs taken without a word
         self._tasks: list[asyncio.Task[None]] = []
-        self._subscriptions: list[Subscription] = []
-        self._inbox = bus.new_inbox()
+        self._pulling: asyncio.Task[None] | None = None
+        self._subscription: Subscription | None = None
+        self._inbox = ""
         self._moved = asyncio.Event()
 
     @classmethod
     async def start(
-        cls, broker: EmbeddedBroker, model: str, *, worker: str = "w1", pace_s: float = 0.002, announce: bool = True
+        cls,
+        broker: EmbeddedBroker,
+        model: str,
+        *,
+        worker: str = "w1",
+        pace_s: float = 0.002,
+        failure: Failure | None = None,
     ) -> Self:
-        """A replica that pulls; its record is in the fleet unless `announce` is false."""
+        """A replica that pulls, and whose record is in the fleet."""
         ident = names.new_id()
         bus = await Bus.connect(broker.bus_settings("worker"), kind="replica", ident=ident)
         replica = cls(bus, model, worker, pace_s)
         replica.id = ident
-        replica._subscriptions = [
-            await bus.subscribe(names.replica_rpc(replica.id), replica._on_rpc),
-            await bus.subscribe(replica._inbox, replica._on_pull),
-        ]
+        replica.failure = failure
+        await bus.subscribe(names.replica_rpc(replica.id), replica._on_rpc)
         await bus.flush()
-        if announce:
-            record = ReplicaRecord(
-                id=replica.id, model=model, worker=worker, state="ready", context_limit=4096, load_s=1.5
-            )
-            await Bucket(bus, names.FLEET).put(names.replica_key(replica.id), messages.encode(record), ttl_s=600)
-        replica._tasks = [asyncio.create_task(replica._pull()), asyncio.create_task(replica._steps())]
+        record = ReplicaRecord(id=replica.id, model=model, worker=worker, state="ready", context_limit=4096, load_s=1.5)
+        await Bucket(bus, names.FLEET).put(names.replica_key(replica.id), messages.encode(record), ttl_s=600)
+        replica._tasks = [asyncio.create_task(replica._steps())]
+        await replica.take()
         return replica
+
+    async def take(self) -> None:
+        """Pull jobs."""
+        self._inbox = self.bus.new_inbox()
+        self._subscription = await self.bus.subscribe(self._inbox, self._on_pull)
+        self._pulling = asyncio.create_task(self._pull())
+
+    async def take_no_more(self) -> None:
+        """Stop pulling; the server drops the standing request with its inbox."""
+        if self._pulling is not None and self._subscription is not None:
+            self._pulling.cancel()
+            await asyncio.gather(self._pulling, return_exceptions=True)
+            await self._subscription.unsubscribe()
+            await self.bus.flush()
+            self._pulling = None
 
     async def close(self) -> None:
         """End in order. May be called twice, and after `die`."""
+        if self._pulling is not None:
+            self._tasks.append(self._pulling)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -133,11 +154,9 @@ class FakeReplica:
     async def _pull(self) -> None:
         request = {"batch": 1, "expires": 500_000_000, "group": names.PRIORITY_GROUP, "priority": 0}
         while True:
-            if self.is_taking:
-                with contextlib.suppress(BusError):
-                    for job_class in names.JOB_CLASSES[:1]:
-                        subject = names.pull_subject(self.model, job_class)
-                        await self.bus.publish(subject, msgspec.json.encode(request), reply=self._inbox)
+            with contextlib.suppress(BusError):
+                subject = names.pull_subject(self.model, "interactive")
+                await self.bus.publish(subject, msgspec.json.encode(request), reply=self._inbox)
             self._taken = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):

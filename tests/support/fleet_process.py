@@ -26,10 +26,10 @@ def environment() -> dict[str, str]:
     return dict(os.environ) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def plexus(*argv: str | Path, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def plexus(*argv: str | Path, typed: str = "", timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; `typed` is its stdin."""
     return subprocess.run(
-        command(*argv), env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False
+        command(*argv), env=environment(), input=typed, capture_output=True, text=True, timeout=timeout_s, check=False
     )
 
 
@@ -114,9 +114,9 @@ class FleetProcess(Running):
         self.tree()
         return self
 
-    def operate(self, *argv: str | Path, timeout_s: float = 90.0) -> str:
+    def operate(self, *argv: str | Path, typed: str = "", timeout_s: float = 90.0) -> str:
         """Run an operator's command on this fleet; its stdout. AssertionError when it fails."""
-        done = plexus(*argv, "--data-dir", self.data_dir, timeout_s=timeout_s)
+        done = plexus(*argv, "--data-dir", self.data_dir, typed=typed, timeout_s=timeout_s)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -18,7 +18,8 @@ def frozen(pid: int) -> Iterator[None]:
             assert time.monotonic() < deadline, f"process {pid} did not stop"
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # it may have been killed meanwhile
+            os.kill(pid, signal.SIGCONT)
 
 
 def _state(task: Path) -> str:

@@ -75,7 +75,7 @@ class CheckingRunner:
         self.block_tokens = block_tokens
         self.slots: list[object] = [None] * (num_blocks * block_tokens)
         self.plans: list[StepPlan] = []
-        self.poison: set[str] = set()  # keys of jobs that cannot be computed
+        self.poison: set[tuple[str, int]] = set()  # choices that cannot be computed
         self.fails_together = False  # nor can several rows at once
 
     def run(self, plan: StepPlan) -> list[Sampled]:
@@ -84,7 +84,7 @@ class CheckingRunner:
         if self.fails_together and len(plan.rows) > 1:
             raise RuntimeError("out of memory")
         for row in plan.rows:
-            if row.sequence.key in self.poison:
+            if (row.sequence.key, row.sequence.choice) in self.poison:
                 raise ValueError("bad row")
             self._write(row)
         for row in plan.rows:  # after all writes: rows must not write over each other
@@ -92,7 +92,9 @@ class CheckingRunner:
         return [Sampled(next_token(row.sequence.ids, self.vocab_size)) for row in plan.sampled]
 
     def _slot(self, row: Row, position: int) -> int:
-        return row.sequence.table.blocks[position // self.block_tokens] * self.block_tokens + position % self.block_tokens
+        return (
+            row.sequence.table.blocks[position // self.block_tokens] * self.block_tokens + position % self.block_tokens
+        )
 
     def _write(self, row: Row) -> None:
         for position in range(row.start, row.stop):

@@ -165,7 +165,7 @@ def test_ignored_and_unknown_names_are_reported() -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
     with pytest.raises(NotSupported) as refused:
-        chat(**{name: {"some": "value"}})
+        chat(None, **{name: {"some": "value"}})
     assert (refused.value.param, refused.value.status) == (name, 400)
     assert name in refused.value.message
 
@@ -173,7 +173,7 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_value_that_changes_nothing_is_taken(name: str) -> None:
     for neutral in REFUSED[name][0]:
-        chat(**{name: neutral})
+        chat(None, **{name: neutral})
 
 
 def test_response_formats() -> None:

@@ -1,7 +1,7 @@
 """Routing of delta batches, and what late messages are answered."""
 
 from gateway.flight import DeleteMessage, End, Flight, Publish, SendCancel, SendConfirm
-from gateway.streams import MAX_SETTLED, MAX_TOLD, TELL_AGAIN_S, Reader, Streams
+from gateway.streams import TELL_AGAIN_S, Reader, Streams
 from shared.messages import (
     Accepted,
     Delta,
@@ -65,22 +65,26 @@ def test_another_replica_that_still_works_on_a_finished_job_is_cancelled() -> No
 
 def test_a_zombie_is_told_once_a_second() -> None:
     streams = Streams()
-    assert streams.may_tell("A", "j", 1, 10.0)
-    assert not streams.may_tell("A", "j", 1, 10.5)
-    assert streams.may_tell("A", "j", 2, 10.5)
-    assert streams.may_tell("A", "j", 1, 10.0 + TELL_AGAIN_S)
+
+    def is_told(attempt: int, now: float) -> bool:
+        return bool(streams.on_batch(batch(Delta("j", attempt, 0, 0, [1])), now))
+
+    assert is_told(1, 10.0)
+    assert not is_told(1, 10.5)
+    assert is_told(2, 10.5)
+    assert is_told(1, 10.0 + TELL_AGAIN_S)
 
 
 def test_memory_of_ended_jobs_is_bounded() -> None:
-    streams = Streams()
-    for number in range(MAX_SETTLED + 5):
+    streams = Streams(max_settled=3, max_told=3)
+    for number in range(8):
         flight = a_flight(str(number))
         flight.state = "done"
         streams.remove(flight)
-    assert len(streams._settled) == MAX_SETTLED
-    for number in range(MAX_TOLD + 5):
-        streams.may_tell("A", str(number), 1, 0.0)
-    assert len(streams._told) <= MAX_TOLD
+    assert list(streams._settled) == ["5", "6", "7"]
+    for number in range(8):
+        streams.on_batch(batch(Delta(str(number), 1, 0, 0, [1])), 0.0)
+        assert len(streams._told) <= 3
 
 
 def test_silent_replicas_without_jobs_are_forgotten() -> None:

@@ -22,7 +22,14 @@ WORKERS = {
         incarnation="i",
         host="host-1",
         devices=[
-            Device(id="cuda:0", kind="cuda", name="A100", total_bytes=40_000_000_000, free_bytes=10_000_000_000),
+            Device(
+                id="cuda:0",
+                kind="cuda",
+                name="A100",
+                total_bytes=40_000_000_000,
+                free_bytes=10_000_000_000,
+                reserved_bytes=6_000_000_000,
+            ),
             Device(id="cuda:1", kind="cuda", name="A100", total_bytes=40_000_000_000, free_bytes=39_000_000_000),
         ],
         cores=8,
@@ -88,7 +95,16 @@ def test_jobs_of_a_model_that_left_the_catalogue_are_not_hidden() -> None:
 
 def test_the_tables_show_what_an_operator_looks_for() -> None:
     text = shown(status_view(SNAPSHOT))
-    for expected in ("host-1", "cuda:1 A100", "10.00 GB of 40.00 GB", "2 of 8", "25 %", "2 h 1 min", "needs 80 GB"):
+    for expected in (
+        "host-1",
+        "cuda:1 A100",
+        "6.00 GB of 40.00 GB",
+        "10.00 GB",
+        "2 of 8",
+        "25 %",
+        "2 h 1 min",
+        "needs 80 GB",
+    ):
         assert expected in text
     assert "http://host-2:31313" in text
     assert "/models/cold" in shown(models_view(SNAPSHOT, sources=True))

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import orjson
@@ -53,10 +53,12 @@ async def running_gateway(broker: EmbeddedBroker, **overrides: Any) -> AsyncIter
     )
     ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(settings, on_ready=ready.set_result))
-    await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
+    task.add_done_callback(lambda _: ready.cancel())  # when it cannot start
+    try:
+        where = await ready
+    except asyncio.CancelledError:
         task.result()
-    where = ready.result()
+        raise
     async with httpx.AsyncClient(base_url=where["url"], timeout=30) as http:
         try:
             yield Running(where["gateway"], where["url"], where["metrics_url"], http, task)
@@ -65,7 +67,9 @@ async def running_gateway(broker: EmbeddedBroker, **overrides: Any) -> AsyncIter
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def put_model(bus: Bus, model: str = MODEL, want: str | None = None, **fields: Any) -> None:
+async def put_model(
+    bus: Bus, model: str = MODEL, want: Literal["loaded", "unloaded"] | None = None, **fields: Any
+) -> None:
     """A model in the catalogue, and what is wanted of it."""
     plan = Bucket(bus, names.PLAN)
     await plan.put(names.model_key(model), encode(ModelRecord(id=model, source=f"/models/{model}", **fields)))

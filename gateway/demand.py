@@ -1,0 +1,67 @@
+"""Tells the placement leader which cold models jobs wait for, and ends jobs for models that will not come."""
+
+import asyncio
+
+import msgspec
+
+from gateway.dispatch import Dispatcher
+from gateway.errors import Unavailable
+from gateway.tasks import Tasks
+from shared import log as logs
+from shared import names
+from shared.bus import Bus
+from shared.errors import BusError
+from shared.messages import Ensure, Ensured, encode
+
+ASK_S = 1.0
+AGAIN_S = 0.25  # while there is no leader
+PATIENCE_S = 15.0  # a leader is elected within a few seconds
+
+log = logs.get(__name__)
+_decode = msgspec.json.Decoder(Ensured).decode
+
+
+class Demand:
+    """One question at a time for each model."""
+
+    def __init__(self, bus: Bus, dispatcher: Dispatcher) -> None:
+        self._bus = bus
+        self._dispatcher = dispatcher
+        self._tasks = Tasks()
+        self._asking: set[str] = set()
+
+    async def close(self) -> None:
+        """Stop asking. May be called twice."""
+        await self._tasks.close()
+
+    def ask(self, model: str) -> None:
+        """Jobs wait for this model, and no replica of it is there."""
+        if model not in self._asking:
+            self._asking.add(model)
+            self._tasks.spawn(self._ask(model), "demand")
+
+    async def _ask(self, model: str) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_S
+        try:
+            while loop.time() < deadline:
+                try:
+                    data = await self._bus.request(names.PLACER_ENSURE, encode(Ensure(model)), timeout_s=ASK_S)
+                except BusError:
+                    await asyncio.sleep(AGAIN_S)
+                    continue
+                self._told(model, _decode(data))
+                return
+            log.warning("demand.unheard", model=model)
+        finally:
+            self._asking.discard(model)
+
+    def _told(self, model: str, answer: Ensured) -> None:
+        # A model that an operator unloaded may be loaded again: its jobs wait, as the queue is for.
+        if answer.state != "unknown":
+            return
+        now = self._dispatcher.clock()
+        error = Unavailable(f"The model {model!r} is not loaded, and will not be: {answer.reason}.", retry_after_s=30)
+        for flight in list(self._dispatcher.streams.flights.values()):
+            if flight.model == model and not flight.replica:
+                self._dispatcher.perform(flight.id, flight.fail(error, now))

@@ -1,0 +1,246 @@
+"""Publishes jobs and performs what flights decide: the only module that acts on the bus for a request."""
+
+import asyncio
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from gateway import errors
+from gateway.flight import Action, AskReplay, DeleteMessage, End, Flight, Publish, SendCancel, SendConfirm
+from gateway.metrics import Metrics
+from gateway.request import InferenceRequest
+from gateway.streams import Streams
+from gateway.tasks import Tasks
+from shared import log as logs
+from shared import names
+from shared.bus import Bus, Msg, Subscription
+from shared.errors import BadSubject, BusError, NoResponders, PayloadTooLarge, QueueFull
+from shared.messages import Cancel, Claim, Claimed, Confirm, Job, OwnerRequest, Pong, Replay, Replayed, encode
+from shared.names import JobClass
+from shared.settings import GatewaySettings
+
+REPLAY_S = 1.0
+PUBLISH_S = 10.0  # how long the first attempt of a job may take to get into the queue
+AGAIN_S = 0.25
+SETTLE_S = 2.0
+
+_Notes = defaultdict[str, list[tuple[str, int]]]  # (job, attempt) by replica
+
+log = logs.get(__name__)
+_decode_rpc = msgspec.json.Decoder(OwnerRequest).decode
+_decode_replayed = msgspec.json.Decoder(Replayed).decode
+
+
+class Dispatcher:
+    """The jobs of this gateway on the bus. `start` before the first `submit`; `close` ends what still runs."""
+
+    def __init__(self, bus: Bus, settings: GatewaySettings, gateway_id: str, metrics: Metrics) -> None:
+        self.id = gateway_id
+        self.streams = Streams()
+        self.clock: Callable[[], float] = time.monotonic
+        self.on_refused: Callable[[str], None] = lambda replica: None  # a replica did not answer: look after it
+        self._bus = bus
+        self._settings = settings
+        self._metrics = metrics
+        self._tasks = Tasks()
+        self._sender = Tasks()
+        self._subscriptions: list[Subscription] = []
+        self._is_stopping = False
+        self._cancels: _Notes = defaultdict(list)
+        self._confirms: _Notes = defaultdict(list)
+        self._notes = asyncio.Event()
+
+    async def start(self) -> None:
+        """Listen for deltas and claims."""
+        self._subscriptions = [
+            await self._bus.subscribe(names.delta_subject(self.id), self._on_batch),
+            await self._bus.subscribe(names.gateway_rpc(self.id), self._on_rpc),
+        ]
+        self._sender.spawn(self._send_notes(), "dispatch.notes")
+
+    async def stop(self) -> None:
+        """End every job with an error, and take them from the replicas and the queue."""
+        self._is_stopping = True
+        now = self.clock()
+        for flight in list(self.streams.flights.values()):
+            self.perform(flight.id, flight.fail(errors.ShuttingDown(), now))
+
+    async def close(self) -> None:
+        """Send what is still to be said, and stop listening. May be called twice."""
+        await self._tasks.settle(SETTLE_S)
+        await self._tasks.close()
+        await self._sender.close()
+        await self._flush_notes()
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
+        self._subscriptions = []
+
+    # --- requests --------------------------------------------------------------------------------------------
+
+    def submit(self, request: InferenceRequest, job_id: str, job_class: JobClass = "interactive") -> Flight:
+        """Publish a job for this request. Failures come out of the flight.
+
+        Raises QueueFull and ShuttingDown (of gateway.errors), which need no job to be known.
+        """
+        if self._is_stopping:
+            raise errors.ShuttingDown
+        waiting = sum(1 for one in self.streams.flights.values() if one.model == request.model and not one.accepted)
+        if waiting >= self._settings.max_queue_per_model:
+            raise errors.QueueFull(request.model, waiting)
+        now = self.clock()
+        job = Job(
+            id=job_id,
+            model=request.model,
+            reply=names.delta_subject(self.id),
+            owner=names.gateway_rpc(self.id),
+            prompt=request.prompt,
+            sampling=request.sampling,
+            job_class=job_class,
+            deadline_s=time.time() + self._settings.job_deadline_s,
+            estimate_tokens=request.estimate_tokens,
+        )
+        deadline = now + self._settings.job_deadline_s
+        flight = Flight(job, max_attempts=self._settings.max_attempts, deadline=deadline, now=now)
+        flight.on_hold = self._measure
+        self.streams.add(flight)
+        self._metrics.in_flight.labels(flight.model).inc()
+        self.perform(flight.id, (Publish(flight.attempt),))
+        return flight
+
+    def cancel(self, flight: Flight) -> None:
+        """The client is gone."""
+        self.perform(flight.id, flight.cancel(self.clock()))
+
+    # --- what flights decide ---------------------------------------------------------------------------------
+
+    def perform(self, job: str, actions: Sequence[Action]) -> None:
+        """Do what a flight, or the record of ended ones, asks for."""
+        for action in actions:
+            if type(action) is SendConfirm:
+                self._confirms[action.replica].append((job, action.attempt))
+                self._notes.set()
+            elif type(action) is SendCancel:
+                self._cancels[action.replica].append((job, action.attempt))
+                self._notes.set()
+            elif type(action) is DeleteMessage:
+                self._tasks.spawn(self._delete(action.seq), "dispatch.delete")
+            elif flight := self.streams.flights.get(job):
+                if type(action) is Publish:
+                    self._publish(flight, action)
+                elif type(action) is AskReplay:
+                    self._metrics.replays.inc()
+                    self._tasks.spawn(self._replay(flight, action), "dispatch.replay")
+                elif type(action) is End:
+                    self.streams.remove(flight)
+                    self._metrics.in_flight.labels(flight.model).dec()
+
+    def _publish(self, flight: Flight, action: Publish) -> None:
+        if action.reason:
+            self._metrics.redispatches.labels(action.reason).inc()
+            log.warning(
+                "job.moved",
+                job=flight.id,
+                model=flight.model,
+                reason=action.reason,
+                attempt=action.attempt,
+                tokens=flight.num_tokens,
+            )
+        self._tasks.spawn(self._enqueue(flight, action.attempt), "dispatch.publish")
+
+    async def _enqueue(self, flight: Flight, attempt: int) -> None:
+        """The first attempt fails soon, as nobody has seen anything of it; later ones are tried to the deadline."""
+        job = flight.job_to_publish(time.time())
+        payload = encode(job)
+        subject = names.job_subject(job.model, job.job_class)
+        patience = flight.deadline if attempt > 1 else self.clock() + PUBLISH_S
+        while flight.attempt == attempt and not flight.is_over:
+            ttl_s = max(1, math.ceil(flight.deadline - self.clock()))
+            try:
+                await self._bus.ensure_consumer(job.model, job.job_class)
+                seq = await self._bus.enqueue(subject, payload, msg_id=f"{job.id}.{attempt}", ttl_s=ttl_s)
+            except PayloadTooLarge as error:
+                problem: errors.ApiError = errors.JobTooLarge(error.size, error.limit)
+                patience = 0.0
+            except BadSubject:
+                problem = errors.InvalidRequest("The model's id is too long for the bus.", param="model")
+                patience = 0.0
+            except QueueFull:
+                problem = errors.QueueFull(job.model)
+                patience = patience if attempt > 1 else 0.0
+            except BusError as error:
+                log.warning("job.unpublished", job=job.id, model=job.model, attempt=attempt, error=str(error))
+                problem = errors.Unavailable("The queue cannot be reached at the moment; retry in 5 s.")
+            else:
+                self.perform(flight.id, flight.on_published(attempt, seq, self.clock()))
+                return
+            if self.clock() >= patience:
+                self.perform(flight.id, flight.on_publish_failed(attempt, problem, self.clock()))
+                return
+            await asyncio.sleep(AGAIN_S)
+
+    async def _delete(self, seq: int) -> None:
+        try:
+            await self._bus.delete_message(names.JOBS, seq)
+        except BusError as error:
+            # The message will be delivered again, and the replica that gets it will be told to drop it.
+            log.warning("job.undeleted", seq=seq, error=str(error))
+
+    async def _replay(self, flight: Flight, action: AskReplay) -> None:
+        request = encode(Replay(flight.id, action.attempt, action.positions))
+        try:
+            data = await self._bus.request(names.replica_rpc(action.replica), request, timeout_s=REPLAY_S)
+            reply = _decode_replayed(data)
+        except (BusError, msgspec.MsgspecError) as error:
+            self.perform(flight.id, flight.on_replay_failed(action))
+            if isinstance(error, NoResponders):
+                self.on_refused(action.replica)
+        else:
+            self.perform(flight.id, flight.on_replayed(action, reply, self.clock()))
+
+    def _measure(self, flight: Flight) -> None:
+        flight.observe_gap = self._metrics.gaps.of(flight.model, flight.worker).observe
+
+    # --- the bus ---------------------------------------------------------------------------------------------
+
+    async def _on_batch(self, message: Msg) -> None:
+        # Runs for every step of every replica: it must neither block nor wait.
+        for job, actions in self.streams.on_batch(message.data, self.clock()):
+            self.perform(job, actions)
+
+    async def _on_rpc(self, message: Msg) -> None:
+        try:
+            request = _decode_rpc(message.data)
+        except msgspec.MsgspecError as error:
+            log.warning("rpc.undecodable", error=str(error))
+            return
+        if isinstance(request, Claim):
+            flight = self.streams.flights.get(request.job)
+            now = self.clock()
+            answer = encode(flight.on_claim(request, now) if flight else Claimed(drop=True))
+            log.info("job.claimed", job=request.job, replica=request.replica, attempt=request.attempt)
+        else:
+            answer = encode(Pong())
+        if message.reply:
+            await self._bus.publish(message.reply, answer)
+
+    async def _send_notes(self) -> None:
+        while True:
+            await self._notes.wait()
+            self._notes.clear()
+            await self._flush_notes()
+
+    async def _flush_notes(self) -> None:
+        """Cancels and confirmations, one message a replica for all that came together."""
+        notes: tuple[tuple[_Notes, type[Confirm] | type[Cancel]], ...]
+        notes = ((self._confirms, Confirm), (self._cancels, Cancel))
+        for jobs_of, kind in notes:
+            while jobs_of:
+                replica, jobs = jobs_of.popitem()
+                try:
+                    await self._bus.publish(names.replica_rpc(replica), encode(kind(jobs)))
+                except BusError as error:
+                    # A lost confirmation is asked for again; a lost cancel is said again.
+                    log.warning("note.unsent", replica=replica, jobs=len(jobs), error=str(error))

@@ -1,0 +1,212 @@
+"""A gateway from start to end: connection, fleet, dispatch, placement, and two HTTP servers in one process."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import app, metrics
+from gateway.catalogue import Catalogue
+from gateway.demand import Demand
+from gateway.dispatch import Dispatcher
+from gateway.exchange import Services, describe
+from gateway.health import Health
+from gateway.metrics import Metrics
+from gateway.placement.leader import Leader
+from gateway.presence import Presence
+from gateway.supervise import Supervisor
+from shared import log as logs
+from shared import names, topology
+from shared.bus import Bus
+from shared.errors import SettingsError
+from shared.fleet import Fleet
+from shared.records import GatewayRecord
+from shared.settings import GatewaySettings
+
+GRACE_S = 3  # for connections to end, once their streams have got their last event
+KEEP_ALIVE_S = 75
+BACKLOG = 2048
+
+log = logs.get(__name__)
+
+
+async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until this task is cancelled; a second signal ends it at once.
+
+    `on_ready` gets url, port, metrics_url, metrics_port and gateway, with the ports that were really taken.
+    Raises SettingsError when an address cannot be listened on.
+    """
+    gateway_id = names.new_id()
+    with listening(settings.listen) as public, listening(settings.metrics_listen) as private:
+        async with AsyncExitStack() as stack:
+            bus = await stack.enter_async_context(
+                await Bus.connect(settings.bus, kind="gateway", ident=gateway_id, wait=True)
+            )
+            await topology.ensure(bus)
+            fleet = await stack.enter_async_context(Fleet(bus))
+            catalogue = Catalogue(fleet)
+            counts = Metrics(lambda: list(fleet.replicas.values()))
+            dispatcher = Dispatcher(bus, settings, gateway_id, counts)
+            stack.push_async_callback(dispatcher.close)
+            await dispatcher.start()
+            supervisor = Supervisor(bus, dispatcher, settings, lambda flight: describe(flight, catalogue))
+            stack.push_async_callback(supervisor.close)
+            await supervisor.start()
+            await stack.enter_async_context(Leader(bus, fleet, gateway_id))
+            presence = Presence(bus, lambda: _record(gateway_id, url_of(public), dispatcher))
+            stack.push_async_callback(presence.close)
+            await presence.start()
+            demand = Demand(bus, dispatcher)
+            stack.push_async_callback(demand.close)
+            services = Services(dispatcher, catalogue, counts, demand, settings.max_body_bytes, settings.accept_wait_s)
+            http = app.build(services, Health(gateway_id, bus, fleet, catalogue), own_version())
+            servers = [(_server(http), public), (_server(_metrics_app(counts)), private)]
+            ready = {
+                "url": url_of(public),
+                "port": public.getsockname()[1],
+                "metrics_url": url_of(private) + "/metrics",
+                "metrics_port": private.getsockname()[1],
+                "gateway": gateway_id,
+            }
+            await _run(servers, dispatcher, lambda: _announce(ready, on_ready))
+    log.info("gateway.stopped", gateway=gateway_id)
+
+
+def own_version() -> str:
+    """The version of this installation."""
+    try:
+        return version("plexus-fleet")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+@contextlib.contextmanager
+def listening(address: str) -> Iterator[socket.socket]:
+    """A bound socket for ``host:port``, ``[v6]:port`` or ``:port``. Port 0 takes a free one. Raises SettingsError."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not port.isdecimal() or int(port) > 65535:
+        raise SettingsError(f"{address!r} is no address to listen on: expected host:port")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, int(port)))
+        except OSError as error:
+            raise SettingsError(f"cannot listen on {address}: {error.strerror or error}") from error
+        yield listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The URL at which a listening socket is reached from this host."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to its owner, and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(application: ASGIApp) -> _Server:
+    config = uvicorn.Config(
+        application,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    return _Server(config)
+
+
+async def _run(
+    servers: list[tuple[_Server, socket.socket]], dispatcher: Dispatcher, announce: Callable[[], None]
+) -> None:
+    """The servers until a signal; then the streams are ended and the connections closed."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            for server, _ in servers:
+                server.force_exit = True
+        stopping.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, on_signal)
+    tasks = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in servers]
+    waiting = asyncio.create_task(stopping.wait())
+    started = asyncio.create_task(_all_listen(servers))
+    try:
+        await asyncio.wait([started, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if started.done():
+            announce()
+            await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        started.cancel()
+        waiting.cancel()
+        for server, _ in servers:
+            server.should_exit = True
+        await dispatcher.stop()
+        await asyncio.gather(*tasks)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(signum)
+
+
+async def _all_listen(servers: list[tuple[_Server, socket.socket]]) -> None:
+    for server, _ in servers:
+        await server.listening.wait()
+
+
+def _announce(ready: dict[str, Any], on_ready: Callable[[dict[str, Any]], None] | None) -> None:
+    log.info("gateway.ready", **ready)
+    if on_ready is not None:
+        on_ready(ready)
+
+
+def _record(gateway_id: str, url: str, dispatcher: Dispatcher) -> GatewayRecord:
+    return GatewayRecord(
+        id=gateway_id,
+        host=socket.gethostname(),
+        url=url,
+        in_flight=len(dispatcher.streams.flights),
+        version=own_version(),
+        at_s=time.time(),
+    )
+
+
+def _metrics_app(counts: Metrics) -> ASGIApp:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        is_found = scope["path"] in ("/metrics", "/")
+        data = counts.render() if is_found else b"metrics are at /metrics\n"
+        headers = [(b"content-type", metrics.CONTENT_TYPE.encode()), (b"content-length", b"%d" % len(data))]
+        await send({"type": "http.response.start", "status": 200 if is_found else 404, "headers": headers})
+        await send({"type": "http.response.body", "body": data})
+
+    return application

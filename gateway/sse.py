@@ -1,0 +1,32 @@
+"""Server-sent events as bytes. One frame a token, so a frame is a prepared prefix, an escaped string and a suffix."""
+
+import orjson
+
+from gateway.errors import ApiError, to_json
+from gateway.request import Waiting
+
+MEDIA_TYPE = "text/event-stream; charset=utf-8"
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+DONE = b"data: [DONE]\n\n"
+
+
+def data(payload: bytes) -> bytes:
+    """A data event. `payload` must hold no line break, which compact JSON never does."""
+    return b"data: " + payload + b"\n\n"
+
+
+def event(value: object) -> bytes:
+    """A data event of any JSON value."""
+    return data(orjson.dumps(value))
+
+
+def error(problem: ApiError) -> bytes:
+    """The event that ends a stream which cannot go on."""
+    return data(to_json(problem))
+
+
+def comment(waiting: Waiting) -> bytes:
+    """A keep-alive that clients skip and people can read: state, and how many jobs are ahead."""
+    if waiting.ahead is None:
+        return b": plexus state=%s\n\n" % waiting.state.encode()
+    return b": plexus state=%s waiting=%d\n\n" % (waiting.state.encode(), waiting.ahead)
