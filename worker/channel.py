@@ -64,6 +64,8 @@ class Channel:
             except ConnectionError as error:
                 raise ChannelClosed from error
             if not data:
+                if frames:
+                    break  # the last words first; the next call tells the end
                 raise ChannelClosed
             self._buffer += data
             frames += self._frames()

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ import pytest
 from shared.process import is_running
 from tests.support.hub import MAIN, Hub, running_hub
 from tests.support.tiny import make_checkpoint
+from worker.models.errors import DiskFull, SourceUnreachable
 from worker.models.files import check_directory
+from worker.models.hub import resolve
 
 CHUNK = 10 << 20  # huggingface_hub writes in pieces of this size; what is cut within one is fetched again
 NAME = "tiny-lab/Tiny-Qwen3"
@@ -128,6 +132,33 @@ def test_without_the_hub_half_a_model_is_no_model(hub: Hub, checkpoint: Path, tm
     code, lines = fetch(hub, tmp_path, NAME, HF_HUB_OFFLINE="1")
     assert (code, lines[-1]["kind"]) == (1, "unreachable")
     assert "check the network and HF_ENDPOINT" in lines[-1]["error"]
+
+
+def test_attempts_are_bounded_and_further_and_further_apart(tmp_path: Path) -> None:
+    waits: list[float] = []
+    with pytest.raises(SourceUnreachable, match=r"cannot be downloaded from http://127\.0\.0\.1:9: ConnectError"):
+        resolve(NAME, cache_dir=tmp_path, endpoint="http://127.0.0.1:9", sleep=waits.append)
+    assert waits == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_a_disk_too_small_is_seen_before_the_download(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    with pytest.raises(DiskFull, match="has 1 MB free; make room or move the cache"):
+        resolve(NAME, cache_dir=tmp_path, endpoint=hub.url)
+    assert not any(sent.file.endswith(".safetensors") for sent in hub.sent)
+
+
+def test_what_a_killed_download_left_is_cleared_away(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = tmp_path / f"models--{NAME.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    old, young = blobs / "abc.1.incomplete", blobs / "abc.2.incomplete"
+    for part in (old, young):
+        part.write_bytes(b"part")
+    os.utime(old, (0, 0))
+    resolve(NAME, cache_dir=tmp_path, endpoint=hub.url)
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_refusals_are_told_by_kind_and_at_once(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ def test_a_job_that_cannot_run_is_refused_and_the_next_runs(rank: RankProcess, m
     assert len(ids(rank.collect(("good", 0))["good", 0])) == 8
 
 
+def test_a_small_cache_can_be_asked_for(rank: RankProcess, model: Path) -> None:
+    assert start_synthetic(rank, model, cache_tokens=100).blocks == 4
+
+
 def test_stop_ends_it_and_nothing_was_printed(rank: RankProcess, model: Path) -> None:
     start_synthetic(rank, model)
     rank.send(Stop())
@@ -257,6 +261,17 @@ def test_tied_bfloat16_from_shards(tmp_path: Path) -> None:
         rank.send(job("a", PROMPTS["a"], max_tokens=16))
         wide = ids(rank.collect(("a", 0))["a", 0])
     assert wide == generate(path, PROMPTS["a"], 16, "float32")
+
+
+def test_once_loaded_the_files_do_not_matter(tmp_path: Path, rank: RankProcess) -> None:
+    path = make_checkpoint(tmp_path)
+    expected = generate(path, PROMPTS["a"], 8)
+    rank.send(rank_config(path))
+    rank.wait_for(Ready)
+    with (path / "model.safetensors").open("r+b") as file:
+        file.write(bytes((path / "model.safetensors").stat().st_size))
+    rank.send(job("a", PROMPTS["a"]))
+    assert ids(rank.collect(("a", 0))["a", 0]) == expected
 
 
 def test_a_resumed_choice_goes_on_as_if_nothing_had_happened(model: Path, rank: RankProcess) -> None:

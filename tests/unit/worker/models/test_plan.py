@@ -136,6 +136,13 @@ def test_the_text_part_of_a_multimodal_configuration_counts(tmp_path: Path) -> N
     assert (shape.hidden, shape.layers, shape.model_type, shape.dtype) == (64, 3, "gemma3", "bfloat16")
 
 
+def test_what_a_family_leaves_out_is_known(tmp_path: Path) -> None:
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    shape = read_shape(tmp_path)
+    assert (shape.kv_items, shape.context_limit, shape.vocab) == (2 * 4 * 256, 131_072, 262_208)
+
+
 def test_older_words_are_understood(tmp_path: Path) -> None:
     config = {"model_type": "gpt2", "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512, "vocab_size": 448}
     (tmp_path / "config.json").write_text(json.dumps(config))

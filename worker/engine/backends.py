@@ -1,0 +1,63 @@
+"""What a rank loads: a runner, the size of its cache, and what to tell the front. One function a back end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.engine.engine import Runner
+from worker.protocol import RankConfig
+
+Report = Callable[[str, int, int], None]  # stage (read, warm up), bytes read, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A loaded model."""
+
+    runner: Runner
+    num_blocks: int
+    block_tokens: int
+    context_limit: int  # tokens of one sequence
+    fingerprint: str
+    is_warm: bool  # its first step is like any other
+    measure: Callable[[], int]  # bytes taken on the device
+
+
+def load_backend(config: RankConfig, report: Report) -> Backend:
+    """Load what the configuration names. Raises ModelError for whatever is wrong with model or grant."""
+    match config.backend:
+        case "synthetic":
+            return _synthetic(config)
+        case "torch":
+            from worker.engine.torch_backend import load_torch
+
+            return load_torch(config, report)
+
+
+def _synthetic(config: RankConfig) -> Backend:
+    from worker.engine.synthetic import SyntheticRunner, plain_words
+    from worker.models.fingerprint import fingerprint
+    from worker.models.shape import read_shape
+
+    path = Path(config.path)
+    shape = read_shape(path)
+    context_limit = min(config.context_limit or shape.context_limit, shape.context_limit)
+    options = dict(config.options)
+    cache_tokens = int(options.pop("cache_tokens", config.slots * context_limit))
+    block_tokens = 32
+    return Backend(
+        runner=SyntheticRunner(plain_words(path), shape.vocab, **options),
+        num_blocks=-(-cache_tokens // block_tokens),
+        block_tokens=block_tokens,
+        context_limit=context_limit,
+        fingerprint=fingerprint(path, backend="synthetic", dtype="", device_kind="cpu", version="1", weights=False),
+        is_warm=True,
+        measure=resident_bytes,
+    )
+
+
+def resident_bytes() -> int:
+    """Memory that only this process has."""
+    import psutil
+
+    return int(psutil.Process().memory_full_info().uss)

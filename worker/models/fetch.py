@@ -1,0 +1,55 @@
+"""``python -m worker.models.fetch SOURCE [--revision R] [--cache-dir D]``: resolve a source in a process of its own.
+
+Prints JSON lines: ``{"done": bytes, "total": bytes}`` at most five times a second, then ``{"path": directory}`` and
+exit code 0, or ``{"error": message, "kind": kind}`` and exit code 1. It ends with its parent, whole files kept.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from shared.process import die_with_parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fetch and report; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m worker.models.fetch", description="Download a model's files.")
+    parser.add_argument("source", help="a directory, or a repository id")
+    parser.add_argument("--revision", default="", help="branch, tag or commit (default: main)")
+    parser.add_argument("--cache-dir", type=Path, help="default: that of huggingface_hub")
+    parser.add_argument("--parent-pid", type=int, default=os.getppid(), help="whom to end with (default: the parent)")
+    options = parser.parse_args(argv)
+    die_with_parent(options.parent_pid)
+
+    from huggingface_hub.utils import disable_progress_bars
+
+    from worker.models import hub
+    from worker.models.errors import ModelError
+
+    disable_progress_bars()
+    try:
+        path = hub.resolve(
+            options.source,
+            options.revision,
+            options.cache_dir,
+            lambda done, total: _say({"done": done, "total": total}),
+        )
+    except ModelError as error:
+        _say({"error": str(error), "kind": error.kind})
+        return 1
+    except Exception as error:  # the reader learns of it in the same form
+        _say({"error": f"{type(error).__name__}: {error}", "kind": ModelError.kind})
+        return 1
+    _say({"path": str(path)})
+    return 0
+
+
+def _say(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
