@@ -122,10 +122,11 @@ class BrokerSettings(_ProcessSettings):
     max_memory_bytes: int = Field(default=256 << 20, gt=0)
     max_file_bytes: int = Field(default=8 << 30, gt=0)
     max_payload_bytes: int = Field(default=8 << 20, gt=0, le=64 << 20)
-    gateway_password: str = Field(default="", repr=False)
-    operator_password: str = Field(default="", repr=False)
-    system_password: str = Field(default="", repr=False)
-    worker_password: str = Field(default="", repr=False)  # of the user `worker` that all hosts share; empty: none
+    gateway_password: str = Field(default="$GATEWAY_PASSWORD", min_length=1, repr=False)
+    operator_password: str = Field(default="$OPERATOR_PASSWORD", min_length=1, repr=False)
+    system_password: str = Field(default="$SYSTEM_PASSWORD", min_length=1, repr=False)
+    # Of the user `worker` that all hosts share; empty: no such user.
+    worker_password: str = Field(default="$WORKER_PASSWORD", repr=False)
     workers: dict[str, str] = Field(default={}, repr=False)  # a user for each named host: name → password
     tls_cert: str = ""  # PEM files; both needed when hosts connect over a network that is not trusted
     tls_key: str = ""

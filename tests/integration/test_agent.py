@@ -18,13 +18,13 @@ from shared.broker import EmbeddedBroker
 from shared.bus import Bus
 from shared.fleet import Fleet
 from shared.kv import Bucket
-from shared.messages import Done, Failed, Ping, Pong
+from shared.messages import Done, Failed, Ping, Pong, ResumeChoice
 from shared.process import is_running
 from shared.records import Assigned, AssignmentRecord, ModelRecord, ReplicaRecord
 from shared.settings import WorkerSettings
 from tests.support.eventually import eventually
 from tests.support.owner import Owner
-from tests.support.tiny import write_tokenizer
+from tests.support.tiny import make_checkpoint, write_tokenizer
 from worker.agent.agent import Agent
 from worker.agent.errors import NameTaken
 
@@ -48,6 +48,12 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+@pytest.fixture(scope="module")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with weights. Made beforehand: it takes seconds, in which no bus could be served."""
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -103,8 +109,8 @@ def replica_of(fleet: Fleet, model: str, state: str = "ready") -> ReplicaRecord 
     return next((r for r in fleet.replicas_of(model) if r.state == state), None)
 
 
-async def ready_replica(fleet: Fleet, model: str = MODEL) -> ReplicaRecord:
-    await fleet.wait_for(lambda fleet: replica_of(fleet, model), 20)
+async def ready_replica(fleet: Fleet, model: str = MODEL, timeout_s: float = 20.0) -> ReplicaRecord:
+    await fleet.wait_for(lambda fleet: replica_of(fleet, model), timeout_s)
     replica = replica_of(fleet, model)
     assert replica is not None
     return replica
@@ -139,6 +145,26 @@ async def test_an_assigned_model_loads_serves_and_goes(
         assert are_gone(*replica.pids)
         await fleet.wait_for(lambda fleet: fleet.workers["w1"].devices[0].reserved_bytes == 0, 5)
     await fleet.wait_for(lambda fleet: not fleet.workers, 2)
+
+
+async def test_a_real_model_with_weights(
+    tiny_dir: Path, broker: EmbeddedBroker, bus: Bus, fleet: Fleet, tmp_path: Path
+) -> None:
+    async with running(broker, tmp_path, memory_bytes=2 << 30, slots=2, prefill_tokens=32):
+        model = ModelRecord(id="tiny", source=str(tiny_dir), sampling={"temperature": 0.0})
+        await Leader(bus, "w1").assign(model)
+        replica = await ready_replica(fleet, "tiny", 60)
+        assert replica.context_limit == 512 and replica.fingerprint
+        assert 0 < replica.blocks_total * replica.block_tokens <= 2 * 2048 + 64
+        owner = await Owner(bus, "tiny").start()
+        streams = [await owner.submit(owner.job(max_tokens=12, ignore_eos=True)) for _ in range(2)]
+        for stream in streams:
+            assert isinstance(await owner.finished(stream), Done)
+        assert streams[0].ids == streams[1].ids and len(streams[0].ids[0]) == 12
+        again = owner.job(max_tokens=12, ignore_eos=True, attempt=2, resume=[ResumeChoice(streams[0].ids[0][:5])])
+        resumed = await owner.submit(again)
+        resumed.ids = [streams[0].ids[0][:5]]
+        assert isinstance(await owner.finished(resumed), Done) and resumed.ids == streams[0].ids
 
 
 async def test_an_older_assignment_is_refused(
@@ -322,3 +348,25 @@ async def test_sigterm_drains_and_exits_with_0(
         assert await asyncio.wait_for(process.wait(), 10) == 0
         assert are_gone(*replica.pids)
         await fleet.wait_for(lambda fleet: not fleet.workers and not fleet.replicas, 2)
+
+
+async def test_sigterm_ends_a_worker_that_waits_for_a_server(broker: EmbeddedBroker, tmp_path: Path) -> None:
+    agent = Agent(settings_for(broker, tmp_path), "w1")
+    broker.kill()
+    task = asyncio.create_task(agent.run())
+    await asyncio.sleep(0)
+    agent.drain()
+    await asyncio.wait_for(task, 5)
+
+
+async def test_an_outage_of_the_bus_stops_nothing(
+    broker: EmbeddedBroker, bus: Bus, fleet: Fleet, model_dir: Path, tmp_path: Path
+) -> None:
+    async with running(broker, tmp_path):
+        await Leader(bus, "w1").assign(synthetic(model_dir))
+        replica = await ready_replica(fleet)
+        broker.kill()
+        await asyncio.sleep(0.5)
+        await broker.start()
+        await fleet.wait_for(lambda fleet: fleet.workers["w1"].at_s > replica.at_s + 1.0, 10)
+        assert fleet.replicas[replica.id].state == "ready" and not are_gone(*replica.pids)

@@ -179,7 +179,7 @@ async def test_error_callback_never_raises(connect, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr("shared.bus.log.warning", refuse)
+    monkeypatch.setattr("shared.connection.log.warning", refuse)
     await bus._client._error_cb(RuntimeError("an error"))
     assert await bus.request(await echo(bus), b"x", timeout_s=1) == b"x"
 
@@ -211,7 +211,7 @@ async def test_reconnects_however_long_it_takes(broker, connect):
 
 
 async def test_frozen_server_is_given_up(broker, connect, monkeypatch):
-    monkeypatch.setattr("shared.bus.PING_S", 0.1)
+    monkeypatch.setattr("shared.connection.PING_S", 0.1)
     bus = await connect()
     with frozen(broker.pid):
         await eventually(lambda: not bus.is_connected)
@@ -229,6 +229,29 @@ async def test_buffer_for_an_outage_is_bounded(broker, connect):
     await broker.start()
     await eventually(lambda: bus.is_connected)
     assert await bus.request(await echo(bus), b"x", timeout_s=5) == b"x"
+
+
+async def test_publisher_that_waits_for_a_frozen_server_can_be_cancelled(broker, connect):
+    bus = await connect()
+    num_sent = 0
+
+    async def publish() -> None:
+        nonlocal num_sent
+        while True:
+            await bus.publish("plexus.gw.a.tok", b"x" * (1 << 20))
+            num_sent += 1
+            await asyncio.sleep(0)
+
+    with frozen(broker.pid):
+        task = asyncio.create_task(publish())
+        await eventually(lambda: bus._client.pending_data_size > OUTBOUND_BYTES)
+        await asyncio.sleep(0)
+        before = num_sent
+        task.cancel()
+        started = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 3)
+        assert num_sent == before and time.monotonic() - started < 1
 
 
 async def test_request_in_flight_ends_with_the_connection(broker, connect):

@@ -27,6 +27,7 @@ from tests.support.tiny import write_tokenizer
 from worker.front import front as front_module
 from worker.front import health
 from worker.front.front import EXIT_FAILED, Front
+from worker.front.owners import GoneOwners
 from worker.protocol import FrontConfig, FrontStatus
 from worker.text.model_text import ModelText
 
@@ -326,8 +327,8 @@ async def test_a_load_that_fails_ends_the_front_with_the_reason(broker: Embedded
 async def test_jobs_of_an_owner_that_is_gone_are_dropped(
     broker: EmbeddedBroker, bus: Bus, owner: Owner, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(GoneOwners.__init__, "__defaults__", (0.5,))
     async with running(broker, model_dir, hz=50) as harness:
-        monkeypatch.setattr(harness.front._owners, "_grace_s", 0.5)
         stream = await owner.submit(owner.job(max_tokens=450))
         await tokens(owner, stream, 3)
         await owner.vanish()
@@ -339,8 +340,8 @@ async def test_a_job_that_asks_for_it_is_adopted(
     broker: EmbeddedBroker, bus: Bus, owner: Owner, model_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    async with running(broker, model_dir, hz=100, log=str(log)) as harness:
-        monkeypatch.setattr(harness.front._owners, "_grace_s", 0.2)
+    monkeypatch.setattr(GoneOwners.__init__, "__defaults__", (0.2,))
+    async with running(broker, model_dir, hz=100, log=str(log)):
         stream = await owner.submit(owner.job(max_tokens=150, on_owner_lost="adopt"))
         await tokens(owner, stream, 3)
         await owner.vanish()
@@ -507,3 +508,19 @@ async def test_the_bus_may_come_late(broker: EmbeddedBroker, model_dir: Path) ->
                 assert isinstance(await owner.finished(await owner.submit(owner.job(max_tokens=2))), Done)
             except BusError as error:  # pragma: no cover
                 pytest.fail(str(error))
+
+
+async def test_the_replica_is_a_nats_service(broker: EmbeddedBroker, bus: Bus, owner: Owner, model_dir: Path) -> None:
+    async with running(broker, model_dir) as harness:
+        await owner.finished(await owner.submit(owner.job(max_tokens=2)))
+        replica = harness.config.replica
+        answers = {
+            verb: json.loads(await bus.request(f"$SRV.{verb}.plexus-replica.{replica}", b"{}", timeout_s=1.0))
+            for verb in ("PING", "INFO", "STATS")
+        }
+        for verb, answer in answers.items():
+            assert answer["type"] == f"io.nats.micro.v1.{verb.lower()}_response" and answer["id"] == replica
+            assert answer["metadata"] == {"model": MODEL, "worker": "w1"}
+        assert answers["INFO"]["description"]
+        assert answers["INFO"]["endpoints"][0]["subject"] == names.replica_rpc(replica)
+        assert answers["STATS"]["endpoints"][0]["data"]["finished"] == 1

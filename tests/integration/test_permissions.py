@@ -1,6 +1,8 @@
 """What each user of the embedded server may do, and what a worker may not."""
 
 import asyncio
+import sys
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -130,12 +132,35 @@ async def _nothing(_: Msg) -> None:
     pass
 
 
-async def test_end_of_a_connection_is_announced_to_gateways(bus, connect):
+_REPLICA = """
+import asyncio, sys
+from shared.bus import Bus
+from shared.settings import BusSettings
+
+async def main():
+    settings = BusSettings.model_validate_json(sys.stdin.readline())
+    async with await Bus.connect(settings, kind="replica", ident="r1"):
+        print("connected", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_death_of_a_replica_is_announced_to_gateways(broker, bus):
     advisories = await collect(bus, names.DISCONNECTS)
-    replica = await connect("worker", "r1", kind="replica")
-    await replica.close()
+    replica = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _REPLICA, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    replica.stdin.write(broker.bus_settings("worker").model_dump_json().encode() + b"\n")
+    assert await asyncio.wait_for(replica.stdout.readline(), 20) == b"connected\n"
+    started = time.monotonic()
+    replica.kill()
     advisory = msgspec.json.decode((await asyncio.wait_for(advisories.get(), 5)).data)
     assert names.parse_client_name(advisory["client"]["name"]) == ("replica", "r1")
+    assert time.monotonic() - started < 0.5
+    await replica.wait()
+    replica.stdin.close()
 
 
 async def test_named_worker_writes_only_its_own_record(broker, connect, bus, monkeypatch):
