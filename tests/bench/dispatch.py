@@ -27,16 +27,18 @@ from pathlib import Path
 
 import httpx
 import uvloop
+from rich.console import Console
+from rich.table import Table
+
 from shared.bus import Bus
 from shared.fleet import Fleet
 from shared.kv import Bucket
-from tests.support.fleet import RunningFleet, running_fleet
-from tests.support.ports import free_port
-
 from shared.messages import encode
 from shared.names import PLAN, intent_key, model_key
 from shared.records import IntentRecord, ModelRecord
 from tests.bench.lean_client import Load, chat_request, run_load
+from tests.support.fleet import RunningFleet, running_fleet
+from tests.support.ports import free_port
 
 HOST = "127.0.0.1"
 PROMPT = "Count for me, please."
@@ -196,45 +198,57 @@ def p50(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def tables(samples: dict[str, dict[str, list[Sample]]], idle: dict[str, float]) -> tuple[str, dict[str, object]]:
-    """The printed tables, and the same figures for JSON."""
-    lines, figures = [], {}
-    head = f"{'server':10} {'first token ms':>15} {'added ms':>9} {'streams/s':>10} {'tokens/s':>9} {'ratio':>6} {'paced ITL p50 ms':>17}"
-    lines += [head, "-" * len(head)]
-    base: dict[str, float] = {}
-    for server, loads in samples.items():
-        ttft = p50([s.first_token_s * 1e3 for x in loads["first token"] for s in x.load.streams])
-        streams = p50([len(x.load.streams) / x.load.wall_s for x in loads["requests"]])
-        tokens = p50([x.load.events / x.load.wall_s for x in loads["saturated"]])
-        gap = p50(
-            [(s.total_s - s.first_token_s) / (s.events - 4) * 1e3 for x in loads["paced"] for s in x.load.streams]
+def chain_figures(loads: dict[str, list[Sample]]) -> dict[str, float]:
+    """What a client sees of one server, medians of the rounds."""
+    paced = [stream for sample in loads["paced"] for stream in sample.load.streams]
+    return {
+        "first token ms": p50([s.first_token_s * 1e3 for x in loads["first token"] for s in x.load.streams]),
+        "streams/s": p50([len(x.load.streams) / x.load.wall_s for x in loads["requests"]]),
+        "tokens/s": p50([x.load.events / x.load.wall_s for x in loads["saturated"]]),
+        "paced ms/token": p50([(s.total_s - s.first_token_s) / (s.events - 4) * 1e3 for s in paced]),
+    }
+
+
+def cpu_figures(loads: dict[str, list[Sample]], process: str) -> dict[str, float]:
+    """CPU of one process in µs: per token saturated and paced, and per request of one token."""
+    figures = {}
+    for name, unit in (("saturated", "token"), ("paced", "token"), ("requests", "request")):
+        samples = loads[name]
+        spent = [x.load.client_cpu_s if process == "client" else x.cpu_s[process] for x in samples]
+        num = [len(x.load.streams) if unit == "request" else x.load.events for x in samples]
+        figures[f"µs/{unit} {name}"] = p50([s / n * 1e6 for s, n in zip(spent, num, strict=True)])
+    return figures
+
+
+def report(samples: dict[str, dict[str, list[Sample]]], idle: dict[str, float]) -> dict[str, object]:
+    """Print the tables; the same figures for JSON."""
+    console = Console(width=120)
+    chains = {server: chain_figures(loads) for server, loads in samples.items()}
+    base = chains["direct"]
+    table = Table("server", "first token ms", "added ms", "streams/s", "tokens/s", "of direct", "paced ms/token")
+    for server, row in chains.items():
+        added, ratio = row["first token ms"] - base["first token ms"], row["tokens/s"] / base["tokens/s"]
+        table.add_row(
+            server,
+            f"{row['first token ms']:.2f}",
+            f"{added:.2f}",
+            f"{row['streams/s']:.0f}",
+            f"{row['tokens/s']:.0f}",
+            f"{ratio:.2f}",
+            f"{row['paced ms/token']:.2f}",
         )
-        base = base or {"ttft": ttft, "tokens": tokens}
-        lines.append(
-            f"{server:10} {ttft:15.2f} {ttft - base['ttft']:9.2f} {streams:10.0f} {tokens:9.0f}"
-            f" {tokens / base['tokens']:6.2f} {gap:17.2f}"
-        )
-        figures[server] = {"ttft_ms": ttft, "streams_per_s": streams, "tokens_per_s": tokens, "paced_itl_ms": gap}
-    lines += [
-        "",
-        f"CPU by process, medians.{'':12}{'µs/token saturated':>20} {'µs/token paced':>15} {'µs/request':>11}",
-    ]
-    for server, loads in samples.items():
-        processes = list(loads["saturated"][0].cpu_s)
-        for process in [*processes, "client"]:
-            row = []
-            for name in ("saturated", "paced", "requests"):
-                per = [
-                    (x.load.client_cpu_s if process == "client" else x.cpu_s[process])
-                    / (len(x.load.streams) if name == "requests" else x.load.events)
-                    for x in loads[name]
-                ]
-                row.append(p50(per) * 1e6)
-            lines.append(f"{server:10} {process:25} {row[0]:20.1f} {row[1]:15.1f} {row[2]:11.0f}")
-            figures[server][f"cpu_us {process}"] = row
-    lines += ["", "Idle, share of one core: " + ", ".join(f"{name} {share:.2%}" for name, share in idle.items())]
-    figures["idle_core_share"] = idle
-    return "\n".join(lines), figures
+    console.print(table)
+    processes = {
+        server: {process: cpu_figures(loads, process) for process in [*loads["paced"][0].cpu_s, "client"]}
+        for server, loads in samples.items()
+    }
+    table = Table("server", "process", *next(iter(processes["direct"].values())))
+    for server, rows in processes.items():
+        for process, figures in rows.items():
+            table.add_row(server, process, *(f"{figure:.1f}" for figure in figures.values()))
+    console.print(table)
+    console.print("idle, share of a core:", ", ".join(f"{name} {share:.2%}" for name, share in idle.items()))
+    return {"chains": chains, "cpu": processes, "idle core share": idle}
 
 
 def main() -> None:
@@ -262,9 +276,8 @@ def main() -> None:
                     if index:  # the first round warms up
                         samples[server.name][name].append(sample)
             print(f"round {index} of {options.rounds} done", file=sys.stderr)
-    text, figures = tables(samples, idle)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(text)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {options.rounds} rounds")
+    figures = report(samples, idle)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
 

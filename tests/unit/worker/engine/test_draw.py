@@ -1,4 +1,4 @@
-"""Draws are compared with transformers' own processors: same kept tokens, same probabilities, same token for a point."""
+"""Draws are compared with transformers' own processors: same kept tokens, same probabilities, same draws."""
 
 import pytest
 import torch

@@ -190,7 +190,7 @@ class TestFailure:
         collected = Collected()
         for _ in range(4):
             collected.take(engine.step())
-        runner.poison.add("bad")
+        runner.poison.add(("bad", 0))
         drain(engine, collected)
         assert collected.refused["bad"].kind == "engine_error"
         assert collected.refused["bad"].message == "ValueError: bad row"
@@ -205,9 +205,12 @@ class TestFailure:
         collected = Collected()
         for _ in range(3):
             collected.take(engine.step())
-        runner.poison.add("bad")
+        runner.poison.add(("bad", 1))
+        collected.take(engine.step())
+        held = {name: len(ids) for name, ids in collected.ids.items() if name[0] == "bad"}
         drain(engine, collected)
         assert list(collected.refused) == ["bad"]
+        assert held == {name: len(ids) for name, ids in collected.ids.items() if name[0] == "bad"}
         assert collected.ids["good", 0] == expect(prompt_of(5), 6)
 
     def test_rows_that_only_fail_together_go_on(self):

@@ -154,6 +154,15 @@ def test_one_that_does_not_fit_waits_and_keeps_its_place():
     assert [row[0] for row in script.step()] == ["large", "small"]
 
 
+def test_admission_leaves_a_block_for_each_running_sequence():
+    script = Script(num_blocks=4, block_tokens=4, step_tokens=30)
+    script.add("a", 7)
+    script.step()  # two blocks, and soon a third
+    script.add("b", 5, first=200)
+    assert [row[0] for row in script.step()] == ["a"]
+    assert script.scheduler.num_waiting == 1
+
+
 def test_abort_frees_in_every_phase():
     script = Script(num_blocks=20, step_tokens=5, slots=2)
     for number, key in enumerate(("decoding", "prefilling", "waiting")):

@@ -1,0 +1,34 @@
+"""What can go wrong in the engine. Each class says what to do about it."""
+
+
+class EngineError(Exception):
+    """Base of the engine's own errors."""
+
+
+class UnsupportedArchitecture(EngineError):
+    """This engine cannot compute the model rightly. Use a model of another architecture."""
+
+    def __init__(self, architecture: str, reason: str) -> None:
+        super().__init__(f"{architecture} cannot be served by this engine: {reason}")
+        self.architecture = architecture
+        self.reason = reason
+
+
+class NotFinite(EngineError):
+    """The model gave logits that are not numbers, so no token can be chosen. Fails the request that met it."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's logits are not finite; the weights may be damaged, or the dtype too narrow")
+
+
+class DeviceLost(EngineError):
+    """The device is in a state that only a new process can leave. End the rank and start it again."""
+
+
+class OutOfBlocks(EngineError):
+    """More cache blocks were asked for than are free. Ask `can_allocate` first."""
+
+    def __init__(self, wanted: int, free: int) -> None:
+        super().__init__(f"{wanted} cache blocks wanted, {free} are free")
+        self.wanted = wanted
+        self.free = free

@@ -1,0 +1,64 @@
+"""One choice of a job, while the engine works on it."""
+
+from typing import Literal
+
+from worker.engine.block_table import BlockTable
+from worker.protocol import Choice, Sample, Submit
+
+
+class Sequence:
+    """Prompt and output of one choice, and how much of it is in the cache.
+
+    `ids` are all tokens: prompt, resume prefix, output. The keys and values of the first `num_computed` are in the
+    cache. A sequence with one token left to compute decodes, one with more prefills; either way the last token, once
+    computed, brings the next.
+    """
+
+    def __init__(self, job: Submit, choice: Choice, *, arrival: int, context_limit: int, block_tokens: int) -> None:
+        self.key = job.key
+        self.choice = choice.index
+        self.sample: Sample = job.sample
+        self.ids = job.prompt + choice.resume
+        self.num_prompt = len(job.prompt)
+        self.max_ids = min(self.num_prompt + job.sample.max_tokens, context_limit)
+        self.order = (job.batch_class, arrival)  # who goes first; the last is preempted first
+        self.num_computed = 0
+        self.table = BlockTable(block_tokens)
+        self.chain: list[bytes] = []  # names of full blocks, for the prefix index
+        self.num_cached: int | None = None  # prompt tokens found in the cache when it first began; None: not begun
+        self.has_reported = False
+        self._stop_ids = frozenset(job.sample.stop_ids)
+        self._counts: dict[int, int] = {}
+        self._num_counted = 0
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far, the resume prefix included; also the position of the next one."""
+        return len(self.ids) - self.num_prompt
+
+    @property
+    def num_left(self) -> int:
+        """Tokens to compute before the next one can be sampled."""
+        return len(self.ids) - self.num_computed
+
+    @property
+    def is_prompt_computed(self) -> bool:
+        """Whether the whole prompt is in the cache."""
+        return self.num_computed >= self.num_prompt
+
+    def finish(self) -> Literal["stop", "length"] | None:
+        """Why the sequence has ended, if it has."""
+        if self.num_output and self.ids[-1] in self._stop_ids:
+            return "stop"
+        return "length" if len(self.ids) >= self.max_ids else None
+
+    def token_counts(self) -> dict[int, int]:
+        """How often each token is in the output; tokens of the prompt alone are there with 0.
+
+        Counted on from the last call, so asking at every step costs one token.
+        """
+        for position in range(self._num_counted, len(self.ids)):
+            token = self.ids[position]
+            self._counts[token] = self._counts.get(token, 0) + (position >= self.num_prompt)
+        self._num_counted = len(self.ids)
+        return self._counts
