@@ -30,6 +30,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from gateway.cli.intents import demo_model
 from shared.bus import Bus
 from shared.fleet import Fleet
 from shared.kv import Bucket
@@ -37,7 +38,7 @@ from shared.messages import encode
 from shared.names import PLAN, intent_key, model_key
 from shared.records import IntentRecord, ModelRecord
 from tests.bench.lean_client import Load, chat_request, run_load
-from tests.support.fleet import RunningFleet, running_fleet
+from tests.support.fleet_process import FleetProcess
 from tests.support.ports import free_port
 
 HOST = "127.0.0.1"
@@ -159,15 +160,15 @@ def litellm(python: str, upstream: Server, directory: Path) -> Iterator[Server]:
         yield Server("litellm", dict.fromkeys(LOADS, port), models, {"proxy": process.pid, **upstream.pids})
 
 
-async def load_synthetic(fleet: RunningFleet) -> dict[str, int]:
+async def load_synthetic(fleet: FleetProcess) -> dict[str, int]:
     """Catalogue and load the two synthetic models; the pids of their fronts and ranks."""
     pids = {}
-    async with await Bus.connect(fleet.bus_settings, kind="cli", ident="bench") as bus:
+    async with await Bus.connect(fleet.bus_settings(), kind="cli", ident="bench") as bus:
         plan, view = Bucket(bus, PLAN), Fleet(bus)
         await view.start()
         for model, rate in ((SATURATED, 0), (PACED, PACE_TOKENS_PER_S)):
             record = ModelRecord(
-                id=model, source=fleet.demo_path, backend="synthetic", options={"tokens_per_s": rate}, max_slots=64
+                id=model, source=demo_model().source, backend="synthetic", options={"tokens_per_s": rate}, max_slots=64
             )
             await plan.put(model_key(model), encode(record))
             await plan.put(intent_key(model), encode(IntentRecord(model=model, want="loaded", by="bench")))
@@ -187,10 +188,12 @@ async def load_synthetic(fleet: RunningFleet) -> dict[str, int]:
 @contextmanager
 def plexus(directory: Path) -> Iterator[Server]:
     """A whole fleet on this machine."""
-    with running_fleet(directory) as fleet:
+    with FleetProcess(directory) as fleet:
+        fleet.started()
         pids = uvloop.run(load_synthetic(fleet))
         models = {name: PACED if name == "paced" else SATURATED for name in LOADS}
-        yield Server("plexus", dict.fromkeys(LOADS, fleet.port), models, {**fleet.pids, **pids})
+        port = int(fleet.api.split(":")[2].split("/")[0])
+        yield Server("plexus", dict.fromkeys(LOADS, port), models, {**fleet.now().pids, **pids})
 
 
 def p50(values: list[float]) -> float:

@@ -12,6 +12,9 @@ from typing import Any, Self
 import httpx
 import psutil
 
+from gateway.cli.home import DataDir, FleetFile
+from shared.settings import BusSettings
+
 ROOT = Path(__file__).parents[2]
 START_S = 110.0  # a slow machine with cold disks; the model is small
 
@@ -36,12 +39,13 @@ def plexus(*argv: str | Path, typed: str = "", timeout_s: float = 60.0) -> subpr
 class Running:
     """A process that prints one line of JSON when it is ready, and its stderr in a file."""
 
-    def __init__(self, log: Path, *argv: str | Path) -> None:
+    def __init__(self, log: Path, *argv: str | Path, **variables: str) -> None:
+        """`variables` go into its environment."""
         self.log = log
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
                 command(*argv),
-                env=environment(),
+                env=environment() | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -102,9 +106,10 @@ class Running:
 class FleetProcess(Running):
     """A fleet of one machine."""
 
-    def __init__(self, folder: Path, *argv: str | Path, port: int = 0) -> None:
+    def __init__(self, folder: Path, *argv: str | Path, port: int = 0, **variables: str) -> None:
         self.data_dir = folder / "data"
-        super().__init__(folder / "up.log", "up", "--json", "--data-dir", self.data_dir, "--port", str(port), *argv)
+        up = ("up", "--json", "--data-dir", self.data_dir, "--port", str(port))
+        super().__init__(folder / "up.log", *up, *argv, **variables)
 
     def started(self) -> Self:
         """Return when it is ready."""
@@ -113,6 +118,15 @@ class FleetProcess(Running):
         self.api = str(self.facts["api"])
         self.tree()
         return self
+
+    def now(self) -> FleetFile:
+        """Addresses, credentials and pids as they are now: pids change when processes are started again."""
+        return DataDir(self.data_dir).read()
+
+    def bus_settings(self) -> BusSettings:
+        """How an operator reaches the fleet's NATS."""
+        file = self.now()
+        return BusSettings(url=file.nats, user=file.user, password=file.password)
 
     def operate(self, *argv: str | Path, typed: str = "", timeout_s: float = 90.0) -> str:
         """Run an operator's command on this fleet; its stdout. AssertionError when it fails."""

@@ -11,12 +11,11 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,7 @@ from shared.kv import Bucket
 from shared.messages import encode
 from shared.names import JOBS, PLAN, intent_key, model_key
 from shared.records import IntentRecord, ModelRecord, ReplicaRecord
-from tests.support.fleet import PLEXUS, ROOT, RunningFleet, running_fleet
-from tests.support.ports import free_port
+from tests.support.fleet_process import FleetProcess, Running
 from tests.support.tiny import make_checkpoint
 
 TOKENS = 240
@@ -94,10 +92,10 @@ async def ask(api: str, model: str, number: int, answer: Answer) -> Answer:
 class Story:
     """The fleet and what is asked of it."""
 
-    def __init__(self, fleet: RunningFleet, second_api: str, second_metrics: str, bus: Bus, view: Fleet) -> None:
+    def __init__(self, fleet: FleetProcess, second_api: str, second_metrics: str, bus: Bus, view: Fleet) -> None:
         self.fleet, self.bus, self.view = fleet, bus, view
         self.apis = [fleet.api, second_api]
-        self.metrics = [fleet.metrics, second_metrics]
+        self.metrics = [str(fleet.facts["metrics"]), second_metrics]
         self.undisturbed: list[str] = []
 
     async def all_at_once(self, model: str, during: Callable[[], Awaitable[None]] | None = None) -> list[Answer]:
@@ -177,11 +175,11 @@ class Story:
 
         await self.until("the waiting client is told so", is_told)
         say(f"cold model asked for; the client hears {answer.comments[0]!r}")
-        await asyncio.to_thread(self.fleet.plexus, "load", "cold", "--wait")
+        await asyncio.to_thread(self.fleet.operate, "load", "cold", "--wait")
         await task
         assert (answer.error, answer.finish) == (None, "length"), answer
         say(f"plexus load cold: answered, {answer.usage['completion_tokens']} tokens")
-        await asyncio.to_thread(self.fleet.plexus, "unload", "cold", "--wait")
+        await asyncio.to_thread(self.fleet.operate, "unload", "cold", "--wait")
 
     async def killed(self, model: str) -> None:
         """Kill a rank, a front and the broker, each in mid-stream."""
@@ -201,7 +199,7 @@ class Story:
             await self.both_ready(model)
 
         async def kill_broker() -> None:
-            os.kill(self.fleet.pids["nats"], signal.SIGKILL)
+            os.kill(self.fleet.now().pids["nats"], signal.SIGKILL)
 
         before = await self.redispatches()
         self.check(await self.all_at_once(model, kill_broker), "broker killed")
@@ -219,51 +217,52 @@ class Story:
         say("JOBS is empty")
 
 
-@asynccontextmanager
-async def second_gateway(fleet: RunningFleet) -> AsyncIterator[tuple[str, str, psutil.Process]]:
-    """Another gateway of the same fleet."""
-    api, metrics, bus = free_port(), free_port(), fleet.bus_settings
-    environment = {"PLEXUS_GATEWAY__BUS__USER": bus.user, "PLEXUS_GATEWAY__BUS__PASSWORD": bus.password}
-    command = [*PLEXUS, "serve", "--json", "--nats-url", bus.url]
-    command += ["--listen", f"127.0.0.1:{api}", "--metrics-listen", f"127.0.0.1:{metrics}"]
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, **environment}
+@contextmanager
+def second_gateway(fleet: FleetProcess, folder: Path) -> Iterator[Running]:
+    """Another gateway of the same fleet, ready."""
+    bus = fleet.bus_settings()
+    config = folder / "gateway.toml"
+    config.write_text(
+        f'listen = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\n'
+        f'[bus]\nurl = "{bus.url}"\nuser = "{bus.user}"\npassword = "{bus.password}"\n'
     )
-    try:
-        assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 30), "the second gateway did not start"
-        yield f"http://127.0.0.1:{api}/v1", f"http://127.0.0.1:{metrics}/metrics", psutil.Process(process.pid)
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 20) == 0, "the second gateway did not end well"
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    with Running(folder / "serve.log", "serve", "--config", config, "--json") as gateway:
+        yield gateway
+        assert gateway.end() == 0, gateway.said()
 
 
-async def tell(directory: Path) -> None:
+async def chapters(fleet: FleetProcess, gateway: Running, cold: Path) -> None:
+    """Everything that happens while the fleet is up."""
+    facts = gateway.line()
+    async with await Bus.connect(fleet.bus_settings(), kind="cli", ident="story") as bus, Fleet(bus) as view:
+        story = Story(fleet, f"{facts['url']}/v1", facts["metrics_url"], bus, view)
+        await story.both_ready("warm")
+        await story.cold_model(cold)
+        await story.killed("warm")
+        await story.is_empty()
+
+
+def tell(folder: Path) -> None:
     """The story from beginning to end. Raises AssertionError at the first untruth."""
-    warm = make_checkpoint(directory / "warm", "qwen3", seed=3)
-    cold = make_checkpoint(directory / "cold", "llama", seed=4)
-    with running_fleet(directory / "data", models=[warm], workers=2) as fleet:
+    warm = make_checkpoint(folder / "warm", "qwen3", seed=3)
+    cold = make_checkpoint(folder / "cold", "llama", seed=4)
+    with FleetProcess(folder, "--workers", "2", "--model", warm) as fleet:
+        fleet.started()
         say("a fleet with two workers is up")
-        async with (
-            second_gateway(fleet) as (api, metrics, other),
-            await Bus.connect(fleet.bus_settings, kind="cli", ident="story") as bus,
-            Fleet(bus) as view,
-        ):
-            story = Story(fleet, api, metrics, bus, view)
-            await story.both_ready("warm")
-            await story.cold_model(cold)
-            await story.killed("warm")
-            await story.is_empty()
-            up = psutil.Process(fleet.process.pid)
-            processes = [up, *up.children(recursive=True), other]
-            ports = {c.laddr.port for p in processes for c in p.net_connections("tcp") if c.status == "LISTEN"}
-            assert len(processes) >= 10, processes
-    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, 10)
-    assert not alive, f"left behind: {alive}"
+        with second_gateway(fleet, folder) as gateway:
+            asyncio.run(chapters(fleet, gateway, cold))
+            processes = [*fleet.tree(), *gateway.tree()]
+            ports = {
+                c.laddr.port
+                for p in fleet.left() + gateway.left()
+                for c in p.net_connections("tcp")
+                if c.status == "LISTEN"
+            }
+        assert fleet.end() == 0, fleet.said()
+        left = [*fleet.left(), *gateway.left()]
+    assert not left, f"left behind: {left}"
     listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN"}
+    assert len(ports) >= 5
     assert not ports & listening, f"ports left open: {ports & listening}"
     say(f"stopped: none of {len(processes)} processes and {len(ports)} ports is left")
 
@@ -273,7 +272,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="plexus-story-") as directory:
-        asyncio.run(tell(Path(directory)))
+        tell(Path(directory))
     print(f"the story is true ({time.monotonic() - started:.0f} s)", file=sys.stderr)
 
 

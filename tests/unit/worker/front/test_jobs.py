@@ -281,7 +281,7 @@ def test_replay() -> None:
     replayed = table.replay(Replay("j", 1, [2]))
     assert replayed.items == [Accepted("j", 1, 2, "print"), Delta("j", 1, 0, 2, ids("cd"), "cd")]
     table.step(out("e", 4, "stop"))
-    accepted, delta, done = table.replay(Replay("j", 1, [])).items
+    _, delta, done = table.replay(Replay("j", 1, [])).items
     assert isinstance(delta, Delta) and (delta.text, delta.finish) == ("abcde", "stop") and isinstance(done, Done)
     for unknown in (Replay("j", 2, [0]), Replay("k", 1, [0]), Replay("j", 1, [9])):
         assert table.replay(unknown).gone

@@ -1,0 +1,67 @@
+"""What is written into the bucket, and when."""
+
+import msgspec
+
+from shared.errors import BusTimeout
+from shared.records import RECORD_TTL_S, ReplicaRecord, WorkerRecord
+from worker.agent.heart import Heart
+
+
+class NotedBucket:
+    """Notes what is put and deleted."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.fails = False
+
+    async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> int:
+        if self.fails:
+            raise BusTimeout(key, 2.0)
+        assert ttl_s == RECORD_TTL_S and msgspec.json.decode(value)["at_s"] > 0
+        self.log.append(f"put {key}")
+        return 1
+
+    async def delete(self, key: str) -> None:
+        self.log.append(f"delete {key}")
+
+
+class Fixture:
+    def __init__(self) -> None:
+        self.bucket = NotedBucket()
+        self.replicas: list[ReplicaRecord] = []
+        self.heart = Heart(
+            self.bucket,  # type: ignore[arg-type]
+            lambda: WorkerRecord(name="w", incarnation="i", host="h"),
+            lambda: self.replicas,
+        )
+
+    async def beat(self) -> list[str]:
+        self.bucket.log.clear()
+        await self.heart.beat()
+        return list(self.bucket.log)
+
+
+def replica(id: str, state: str = "loading") -> ReplicaRecord:
+    return ReplicaRecord(id=id, model="m", worker="w", state=state)  # type: ignore[arg-type]
+
+
+async def test_replicas_are_written_when_they_change_and_deleted_when_gone() -> None:
+    f = Fixture()
+    f.replicas = [replica("a")]
+    assert await f.beat() == ["put worker.w", "put replica.a"]
+    assert await f.beat() == ["put worker.w"]
+    f.replicas = [replica("a", "ready"), replica("b")]
+    assert await f.beat() == ["put worker.w", "put replica.a", "put replica.b"]
+    f.replicas = [replica("b")]
+    assert await f.beat() == ["put worker.w", "delete replica.a"]
+    f.bucket.log.clear()
+    await f.heart.end()
+    assert f.bucket.log == ["delete replica.b", "delete worker.w"]
+
+
+async def test_an_outage_is_survived() -> None:
+    f = Fixture()
+    f.bucket.fails = True
+    assert await f.beat() == []
+    f.bucket.fails = False
+    assert await f.beat() == ["put worker.w"]

@@ -1,0 +1,55 @@
+"""Why a model does not run on this host. The message goes into the worker's record, for operators to read."""
+
+from shared.errors import PlexusError
+from worker.models.errors import gigabytes
+
+
+class AgentError(PlexusError):
+    """Base of everything that keeps a replica, or the agent, from running."""
+
+
+class NotEnoughMemory(AgentError):
+    """The device has no room beside what is promised already. Unload something, or assign the model elsewhere."""
+
+    def __init__(self, device: str, needed_bytes: int, free_bytes: int, reserved_bytes: int) -> None:
+        super().__init__(
+            f"needs {gigabytes(needed_bytes)} on {device}, where {gigabytes(free_bytes)} is free and "
+            f"{gigabytes(reserved_bytes)} reserved; unload another model"
+        )
+        self.device = device
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.reserved_bytes = reserved_bytes
+
+
+class NoSuchDevice(AgentError):
+    """The assignment, or the setting, names a device that this host does not have."""
+
+    def __init__(self, device: str, known: list[str]) -> None:
+        super().__init__(f"there is no device {device} on this host; it has {', '.join(known) or 'none'}")
+        self.device = device
+
+
+class TooManyDevices(AgentError):
+    """A replica over several devices was assigned, which this version does not run."""
+
+    def __init__(self, devices: list[str]) -> None:
+        super().__init__(f"assigned to {len(devices)} devices ({', '.join(devices)}), but a replica runs on one")
+
+
+class FetchFailed(AgentError):
+    """The model's files cannot be had."""
+
+
+class FrontFailed(AgentError):
+    """The front ended on its own."""
+
+
+class NameTaken(AgentError):
+    """Another agent with this name is alive. Give one of them another name, or another state directory."""
+
+    def __init__(self, name: str, host: str, pid: int) -> None:
+        super().__init__(
+            f"a worker named {name!r} runs already (host {host}, process {pid}); "
+            "stop it, or give this one another --name or --state-dir"
+        )

@@ -1,0 +1,65 @@
+"""A front as its agent sees it: started with a configuration, tells its status, ends when told or on its own."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from shared.process import is_running
+from worker import channel, protocol
+from worker.channel import ChannelClosed
+from worker.child import Child
+from worker.protocol import Drain, FrontConfig, FrontStatus
+
+FRONT = (sys.executable, "-m", "worker.front")
+END_S = 5.0  # from the end of its channel to the end of its process, and from there to that of its ranks
+GONE_POLL_S = 0.01
+
+
+class FrontProcess:
+    """`async with` starts it and ends it; iterate over it for its statuses until it has ended."""
+
+    def __init__(self, config: FrontConfig, command: Sequence[str] = FRONT) -> None:
+        self._config = config
+        self._command = command
+        self._child: Child | None = None
+        self._ranks: set[int] = set()  # their process ids, as last told
+        self.status: int | None = None  # of its exit
+
+    async def __aenter__(self) -> "FrontProcess":
+        self._child = await Child.start(self._command)
+        self._child.send(protocol.encode(self._config))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._child is not None
+        self.status = await self._child.end()
+        await self._ranks_gone()
+
+    async def _ranks_gone(self) -> None:
+        """A rank ends with its front, but a moment later, and holds its memory until then."""
+        until = time.monotonic() + END_S
+        while any(map(is_running, self._ranks)) and time.monotonic() < until:  # noqa: ASYNC110  (not our children)
+            await asyncio.sleep(GONE_POLL_S)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid if self._child is not None else 0
+
+    def drain(self, grace_s: float) -> None:
+        """Let it finish what runs, then end."""
+        if self._child is not None:
+            self._child.send(protocol.encode(Drain(grace_s)))
+
+    async def __aiter__(self) -> AsyncIterator[FrontStatus]:
+        assert self._child is not None
+        while True:
+            try:
+                frame = await channel.read_frame(self._child.reader)
+            except ChannelClosed:
+                break
+            status = protocol.decode_front_to_agent(frame)
+            self._ranks = {pid for pid in status.pids if pid != self.pid} or self._ranks
+            yield status
+        self.status = await self._child.end(END_S)

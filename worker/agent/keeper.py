@@ -1,0 +1,268 @@
+"""Keeps one assigned model running on this host: from its files to a front, again and again, until it is not wanted.
+
+One attempt, in order: (1) files, (2) size and grant, (3) the device's turn to load, (4) a front that loads and serves
+until it ends. Whatever ends an attempt, its processes are gone and its grant is released afterwards, once.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shared import names
+from shared.log import get
+from shared.records import Assigned, ReplicaRecord
+from shared.settings import WorkerSettings
+from worker.agent.assignment import needs_restart
+from worker.agent.backoff import Failures
+from worker.agent.devices import Devices
+from worker.agent.errors import AgentError, FrontFailed, NotEnoughMemory, TooManyDevices
+from worker.agent.fetching import FETCH, fetch
+from worker.agent.front_process import FRONT, FrontProcess
+from worker.agent.ledger import Grant, Ledger
+from worker.agent.sizing import CACHE_TOKENS, size, slots_of
+from worker.models.errors import DoesNotFit, ModelError
+from worker.protocol import FrontConfig, FrontStatus
+
+log = get(__name__)
+
+DRAIN_MARGIN_S = 5.0  # beyond its grace, a front that does not end is ended
+CUDA_CORES = 4
+
+
+@dataclass
+class Host:
+    """What the keepers of a host share."""
+
+    worker: str
+    settings: WorkerSettings
+    devices: Devices
+    ledger: Ledger
+    failures: Failures
+    cores: int
+    changed: Callable[[], None]  # something in the records did
+    num_assigned: Callable[[], int]
+    fetch_command: Sequence[str] = FETCH
+    front_command: Sequence[str] = FRONT
+    placing: asyncio.Lock = field(default_factory=asyncio.Lock)  # sizes and grants, one at a time
+    loading: dict[str, asyncio.Lock] = field(default_factory=dict)  # by device
+
+    def turn(self, device: str) -> asyncio.Lock:
+        """Held by the replica that loads on a device."""
+        return self.loading.setdefault(device, asyncio.Lock())
+
+
+class Keeper:
+    """Owns one model of the assignment. `run` ends when it is not wanted any more and nothing of it is left."""
+
+    def __init__(self, host: Host, assigned: Assigned) -> None:
+        self.record: ReplicaRecord | None = None
+        self._host = host
+        self._model_id = assigned.model.id
+        self._wanted: Assigned | None = assigned
+        self._revised = asyncio.Event()
+        self._front: FrontProcess | None = None
+        self._ready_at = 0.0
+
+    def want(self, assigned: Assigned | None) -> None:
+        """The assignment as it is now; None: not any more."""
+        if assigned is None or self._wanted is None or needs_restart(self._wanted, assigned):
+            self._revised.set()
+        self._wanted = assigned
+
+    async def run(self) -> None:
+        """Attempt after attempt. When cancelled, ends everything at once."""
+        while (assigned := self._wanted) is not None:
+            self._revised.clear()
+            self._ready_at = 0.0
+            pause_s = 0.0
+            try:
+                await self._until_revised(self._attempt(assigned))
+            except (AgentError, ModelError) as error:
+                pause_s = self._note_failure(str(error))
+            except Exception as error:  # whatever it is, the host's other models go on
+                log.exception("keeper.broken", model=self._model_id)
+                pause_s = self._note_failure(f"{type(error).__name__}: {error}")
+            finally:
+                self.record = None
+                self._host.changed()
+            if pause_s and not self._revised.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._revised.wait()
+        self._host.failures.forget(self._model_id)
+        self._host.changed()
+
+    def _note_failure(self, reason: str) -> float:
+        ran_s = time.monotonic() - self._ready_at if self._ready_at else 0.0
+        pause_s = self._host.failures.note(self._model_id, reason, time.time(), ran_s=ran_s)
+        log.error("replica.failed", model=self._model_id, reason=reason, retry_in_s=pause_s)
+        return pause_s
+
+    async def _until_revised(self, attempt: Awaitable[None]) -> None:
+        """Run an attempt to its end. When the assignment changes meanwhile, drain it, or give up its loading."""
+        work = asyncio.ensure_future(attempt)
+        revised = asyncio.ensure_future(self._revised.wait())
+        try:
+            await asyncio.wait({work, revised}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and self._front is not None and self._ready_at:
+                grace_s = self._host.settings.drain_grace_s
+                self._front.drain(grace_s)
+                await asyncio.wait({work}, timeout=grace_s + DRAIN_MARGIN_S)
+            if work.done():
+                await work
+        finally:
+            revised.cancel()
+            work.cancel()
+            await asyncio.wait({work})
+
+    async def _attempt(self, assigned: Assigned) -> None:
+        host = self._host
+        replica = names.new_id()
+        try:
+            self._update(
+                ReplicaRecord(
+                    id=replica,
+                    model=self._model_id,
+                    worker=host.worker,
+                    state="loading",
+                    stage="download",
+                    since_s=time.time(),
+                )
+            )
+            path = await fetch(assigned.model, self._on_download, host.fetch_command)  # 1
+            grant = await self._reserve(replica, assigned, path)  # 2
+            await self._serve(replica, assigned, path, grant)  # 3, 4
+        finally:
+            if replica in host.ledger:
+                host.ledger.release(replica)
+
+    async def _reserve(self, replica: str, assigned: Assigned, path: Path) -> Grant:
+        """A grant on the assigned device, else on the one with most room."""
+        host, model = self._host, assigned.model
+        if len(assigned.devices) > 1:
+            raise TooManyDevices(assigned.devices)
+        async with host.placing:
+            candidates = [host.devices.get(id) for id in assigned.devices] or host.devices.all
+            free = {device.id: host.devices.free_bytes(device.id) for device in candidates}
+            available = {id: host.ledger.available_bytes(id, free[id]) for id in free}
+            device = max(candidates, key=lambda candidate: available[candidate.id])
+            try:
+                wanted = await asyncio.to_thread(
+                    size,
+                    path,
+                    model,
+                    device_kind=device.kind,
+                    available_bytes=available[device.id],
+                    slots=slots_of(model, host.settings.slots),
+                    prefill_tokens=host.settings.prefill_tokens,
+                )
+            except DoesNotFit as error:
+                reserved = host.ledger.reserved_bytes(device.id)
+                if reserved == 0:
+                    raise
+                raise NotEnoughMemory(device.id, error.needed_bytes, available[device.id], reserved) from error
+            cores = CUDA_CORES if device.kind == "cuda" else -(-host.cores // max(1, host.num_assigned()))
+            grant = host.ledger.reserve(
+                replica, device.id, wanted.memory_bytes, cores=cores, free_bytes=free[device.id]
+            )
+        self._change(devices=[device.id], reserved_bytes=grant.memory_bytes, stage="wait")
+        return grant
+
+    async def _serve(self, replica: str, assigned: Assigned, path: Path, grant: Grant) -> None:
+        """Start a front and stay with it to its end. Raises FrontFailed unless it was drained."""
+        host = self._host
+        model = assigned.model
+        options = {name: value for name, value in model.options.items() if name != CACHE_TOKENS}
+        config = FrontConfig(
+            replica=replica,
+            worker=host.worker,
+            model=msgspec.structs.replace(model, options=options),
+            path=str(path),
+            device=grant.device,
+            threads=grant.cores,
+            memory_bytes=grant.memory_bytes,
+            slots=slots_of(model, host.settings.slots),
+            prefill_tokens=host.settings.prefill_tokens,
+            nats=host.settings.bus.model_dump(),
+            log_level=host.settings.log_level,
+        )
+        status: FrontStatus | None = None
+        async with contextlib.AsyncExitStack() as stack:
+            turn = await stack.enter_async_context(_Turn(host.turn(grant.device)))
+            front = await stack.enter_async_context(FrontProcess(config, host.front_command))
+            log.info("replica.starting", replica=replica, model=model.id, device=grant.device, pid=front.pid)
+            self._front = front
+            stack.callback(self._forget_front)
+            self._change(stage="start", pids=[front.pid])
+            async for status in front:
+                self._on_status(replica, status)
+                if status.state != "loading":
+                    turn.end()
+        if front.status != 0 or status is None or status.state == "failed":
+            reason = status.reason if status is not None and status.state == "failed" else ""
+            raise FrontFailed(reason or _exit_reason(front.status))
+
+    def _forget_front(self) -> None:
+        self._front = None
+
+    def _on_download(self, done: int, total: int) -> None:
+        self._change(done_bytes=done, total_bytes=total)
+
+    def _on_status(self, replica: str, status: FrontStatus) -> None:
+        host = self._host
+        if status.measured_bytes:
+            host.ledger.measured(replica, status.measured_bytes)
+        if status.state == "ready" and not self._ready_at:
+            self._ready_at = time.monotonic()
+            host.failures.ready(self._model_id)
+        fields = {name: getattr(status, name) for name in _REPORTED}
+        self._change(**fields, pids=status.pids or (self.record.pids if self.record else []))
+
+    def _change(self, **fields: Any) -> None:
+        if self.record is not None:
+            self._update(msgspec.structs.replace(self.record, **fields))
+
+    def _update(self, record: ReplicaRecord) -> None:
+        if record != self.record:
+            self.record = record
+            self._host.changed()
+
+
+_REPORTED = [
+    name
+    for name in FrontStatus.__struct_fields__
+    if name in ReplicaRecord.__struct_fields__ and name != "pids"
+]  # fmt: skip
+
+
+class _Turn:
+    """A lock that may be let go before its block ends."""
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+        self._held = False
+
+    async def __aenter__(self) -> "_Turn":
+        await self._lock.acquire()
+        self._held = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        if self._held:
+            self._held = False
+            self._lock.release()
+
+
+def _exit_reason(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"the front was ended by signal {-status}"
+    return f"the front exited with status {status}"

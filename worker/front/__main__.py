@@ -1,0 +1,87 @@
+"""``python -m worker.front --channel-fd N --parent-pid P``: the front of one replica, started by its host's agent."""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+
+import uvloop
+
+from shared import log as logs
+from shared.bus import Bus
+from shared.process import die_with_parent
+from shared.settings import BusSettings
+from worker import channel, protocol
+from worker.channel import ChannelClosed
+from worker.front.front import Front
+from worker.protocol import Drain, FrontConfig, FrontStatus
+from worker.text.model_text import ModelText
+
+log = logs.get("worker.front")
+
+SIGNAL_GRACE_S = 30.0  # when told to end by a signal instead of by the agent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until the agent drains us or is gone; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m worker.front", description="Serve one replica.")
+    parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    options = parser.parse_args(argv)
+    die_with_parent(options.parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(socket.socket(fileno=options.channel_fd)))
+
+
+async def _serve(sock: socket.socket) -> int:
+    reader, writer = await channel.open_channel(sock)
+    config = protocol.decode_agent_to_front(await channel.read_frame(reader))
+    if not isinstance(config, FrontConfig):
+        raise TypeError("the first frame must be the front's configuration")
+    logs.setup(config.log_level, f"front:{config.replica}")
+    settings = BusSettings(**config.nats)
+
+    def report(status: FrontStatus) -> None:
+        if not writer.is_closing():
+            writer.write(channel.frame(protocol.encode(status)))
+
+    front = Front(
+        config,
+        connect=partial(Bus.connect, settings, kind="replica", ident=config.replica),
+        load_text=partial(ModelText.load, Path(config.path)),
+        report=report,
+        pid=os.getpid(),
+    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, front.drain, SIGNAL_GRACE_S)
+    listening = asyncio.create_task(_listen(reader, front))
+    gc.freeze()  # what is loaded by now lives as long as the process
+    try:
+        return await front.run()
+    finally:
+        listening.cancel()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()  # the last status has gone out
+
+
+async def _listen(reader: asyncio.StreamReader, front: Front) -> None:
+    """Do what the agent says; without an agent there is nothing to serve for."""
+    try:
+        while True:
+            message = protocol.decode_agent_to_front(await channel.read_frame(reader))
+            if isinstance(message, Drain):
+                front.drain(message.grace_s)
+    except ChannelClosed:
+        log.warning("agent.gone")
+        front.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,406 @@
+"""One replica: joins the queue, the owners of its jobs, and its rank.
+
+What runs here side by side: the rank's keeper (starts it, reads it, starts it again), a ticker (everything that time
+brings about), callbacks of the bus, and one short task for each job that comes in. They share the job table, whose
+methods never wait; what it decides leaves through `_apply`, in order.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from shared import names
+from shared.bus import Bus, Msg
+from shared.errors import BusError
+from shared.log import get
+from shared.messages import Pong
+from worker.front.effects import Effects
+from worker.front.errors import LoadFailed, Unservable
+from worker.front.intake import Intake
+from worker.front.jobs import JobTable
+from worker.front.owner_watch import OwnerWatch
+from worker.front.publisher import Publisher
+from worker.front.pulls import Pulls
+from worker.front.rank_keeper import RankKeeper
+from worker.front.rank_link import RANK
+from worker.front.reporter import Reporter
+from worker.front.request import Limits, defaults
+from worker.front.rpc import Rpc
+from worker.front.service import Service
+from worker.protocol import Abort, FrontConfig, FrontStatus, Loading, RankConfig, RankToFront, Ready, Step
+from worker.text.model_text import CheckpointError, ModelText
+
+log = get(__name__)
+
+TICK_S = 0.25
+MAX_WAITING = 4  # jobs that the rank has not begun
+EXIT_FAILED = 3
+
+
+@dataclass(frozen=True)
+class ReadyRank:
+    """What the rank can do, once it is loaded."""
+
+    limits: Limits
+    fingerprint: str
+
+
+@dataclass
+class _Parts:
+    """What exists once the bus is connected and the text side is loaded."""
+
+    bus: Bus
+    text: ModelText
+    defaults: dict[str, Any]
+    table: JobTable
+    publisher: Publisher
+    intake: Intake
+    owners: OwnerWatch
+    pulls: Pulls
+
+
+class Front:
+    """One replica. `run` returns the exit code: 0 after a drain or `stop`, 3 when the replica cannot work."""
+
+    def __init__(
+        self,
+        config: FrontConfig,
+        *,
+        connect: Callable[[], Awaitable[Bus]],
+        load_text: Callable[[], ModelText],
+        report: Callable[[FrontStatus], None],
+        rank_command: Sequence[str] = RANK,
+        pid: int = 0,
+    ) -> None:
+        self.reporter = Reporter(report)
+        self._config = config
+        self._connect = connect
+        self._load_text = load_text
+        self._pid = pid
+        self._keeper = RankKeeper(
+            config.replica,
+            _rank_config(config),
+            rank_command,
+            on_start=self._on_rank_start,
+            on_message=self._on_rank,
+            on_end=self._on_rank_end,
+        )
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._exit: asyncio.Future[int] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._parts: _Parts | None = None
+        self._prepared = asyncio.Event()
+        self._order = asyncio.Lock()
+        self._rank: ReadyRank | None = None
+        self._figures = Step()
+        self._blocks = 0
+        self._draining = False
+        self._settled = asyncio.Event()  # something ended
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until drained, stopped or broken."""
+        self._exit = asyncio.get_running_loop().create_future()
+        self._spawn(self.reporter.run())
+        self._spawn(self._keeper.run())
+        self._spawn(self._prepare())
+        self._spawn(self._tick())
+        try:
+            return await self._exit
+        except LoadFailed as error:
+            log.error("replica.failed", replica=self._config.replica, model=self._config.model.id, reason=str(error))
+            self.reporter.update(state="failed", reason=str(error))
+            return EXIT_FAILED
+        except Exception as error:
+            log.exception("front.broken", replica=self._config.replica, model=self._config.model.id)
+            self.reporter.update(state="failed", reason=f"the front broke: {type(error).__name__}: {error}")
+            return EXIT_FAILED
+        finally:
+            await self._close()
+
+    def stop(self) -> None:
+        """End at once; what runs is lost."""
+        if self._exit is not None and not self._exit.done():
+            self._exit.set_result(0)
+
+    def drain(self, grace_s: float) -> None:
+        """Take no more jobs; finish or hand back what runs within `grace_s`, then end."""
+        if not self._draining:
+            self._draining = True
+            self._spawn(self._drain(grace_s))
+
+    async def _drain(self, grace_s: float) -> None:
+        log.info("replica.draining", replica=self._config.replica, grace_s=grace_s)
+        self.reporter.update(state="draining")
+        self._keeper.retire()
+        parts = self._parts
+        if parts is not None:
+            await parts.pulls.pause()
+            until = time.monotonic() + grace_s
+            while (parts.table.num_running or parts.table.num_unconfirmed) and time.monotonic() < until:
+                self._settled.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(until - time.monotonic()):
+                        await self._settled.wait()
+        self.stop()
+
+    async def _close(self) -> None:
+        """Hand back what still runs, and end everything. The rank ends with its keeper."""
+        self._draining = True
+        if self._parts is not None:
+            await self._parts.pulls.pause()
+            fx = Effects()
+            self._parts.table.close_all(time.monotonic(), fx)
+            await self._apply(fx)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.reporter.flush()
+        if self._parts is not None:
+            await self._parts.bus.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_end)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._exit is not None and not self._exit.done():
+            self._exit.set_exception(error)
+
+    # --- the bus and the text side ---------------------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        """Load the text side, connect, listen. Meanwhile the rank loads."""
+        config = self._config
+        try:
+            text = await asyncio.get_running_loop().run_in_executor(self._executor, self._load_text)
+            resolved = defaults(config.model.sampling, text.generation)
+        except (CheckpointError, Unservable) as error:
+            raise LoadFailed(str(error)) from error
+        bus = await self._connect()
+        table = JobTable(text, max_reply_bytes=bus.max_payload // 2)
+        publisher = Publisher(bus, config.replica, config.worker, lambda: bus.max_payload - 4096)
+        intake = Intake(
+            replica=config.replica,
+            model=config.model.id,
+            bus=bus,
+            table=table,
+            text=text,
+            apply=self._apply,
+            ready=lambda: self._rank,
+            executor=self._executor,
+        )
+        pulls = Pulls(bus, config.model.id, self._on_job, self._offer)
+        owners = OwnerWatch(bus, config.replica, table, self._apply)
+        await owners.start()
+        self._parts = _Parts(bus, text, resolved, table, publisher, intake, owners, pulls)
+        subject, ident = names.replica_rpc(config.replica), config.replica
+        await bus.subscribe(subject, Rpc(table, self._pong, self._apply).on_message, queue=ident)
+        metadata = {"model": config.model.id, "worker": config.worker}
+        await Service(bus, ident, subject, metadata, self._stats).start()
+        bus.on_reconnect(self._on_reconnect)
+        self._prepared.set()
+
+    async def _on_reconnect(self) -> None:
+        """The server may have forgotten our pulls, and counts the time since it last heard of our jobs."""
+        parts = self._parts
+        if parts is None:
+            return
+        fx = Effects()
+        parts.table.progress_all(time.monotonic(), fx)
+        await self._apply(fx)
+        await parts.pulls.pause()
+        await self._offer()
+
+    # --- jobs in ---------------------------------------------------------------------------------------------
+
+    async def _offer(self) -> None:
+        """Keep the pulls standing that there is room for."""
+        parts = self._parts
+        if parts is not None and self._rank is not None and not self._draining:
+            used = parts.table.num_choices
+            await parts.pulls.offer(used=used, slots=self._config.slots, has_room=self._has_cache_room())
+
+    def _has_cache_room(self) -> bool:
+        """Whether the rank would soon begin another job."""
+        waiting = self._figures.waiting
+        return waiting == 0 or (waiting < MAX_WAITING and self._figures.blocks_free * 8 >= self._blocks)
+
+    async def _on_job(self, message: Msg) -> None:
+        parts = self._parts
+        assert parts is not None
+        fx = Effects()
+        begun = parts.intake.begin(message.data, message.reply, fx)
+        await self._apply(fx)
+        if begun is not None:
+            run, delivery_count = begun
+            log.debug("job.taken", job=run.job.id, attempt=run.job.attempt, delivery=delivery_count)
+            self._spawn(parts.intake.finish(run, delivery_count, len(message.data)))
+            self._report_load()
+
+    # --- effects out -----------------------------------------------------------------------------------------
+
+    async def _apply(self, fx: Effects) -> None:
+        """Carry out what the table decided; one at a time, so that items of a job stay in order."""
+        parts = self._parts
+        if parts is None:
+            return
+        async with self._order:
+            for reply, items in fx.batches.items():
+                await parts.publisher.publish(reply, items)
+            for ack, verb in fx.answers:
+                try:
+                    await parts.bus.publish(ack, verb)
+                except BusError:
+                    continue  # the job comes again, and is then answered from the table
+            if fx.aborts:
+                self._keeper.send(Abort(fx.aborts))
+            for submit in fx.submits:
+                if parts.table.is_in_rank(submit.key):  # it may have ended while the lines above waited
+                    self._keeper.send(submit)
+        if fx.answers:
+            self._settled.set()
+
+    # --- the rank --------------------------------------------------------------------------------------------
+
+    def _on_rank_start(self, pid: int, reason: str) -> None:
+        self.reporter.update(
+            state="draining" if self._draining else "loading",
+            reason=reason,
+            stage="start",
+            running=0,
+            waiting=0,
+            done_bytes=0,
+            total_bytes=0,
+            pids=[self._pid, pid] if pid else [self._pid],
+        )
+
+    async def _on_rank(self, message: RankToFront) -> None:
+        match message:
+            case Step():
+                await self._on_step(message)
+            case Loading():
+                self.reporter.update(
+                    stage=message.stage, done_bytes=message.done_bytes, total_bytes=message.total_bytes
+                )
+            case Ready():
+                await self._on_ready(message)
+
+    async def _on_ready(self, ready: Ready) -> None:
+        await self._prepared.wait()
+        parts = self._parts
+        assert parts is not None
+        limits = Limits(ready.context_limit, ready.vocab_size, tuple(parts.text.eos_ids), parts.defaults)
+        self._rank = ReadyRank(limits, ready.fingerprint)
+        self._blocks = ready.blocks
+        self._figures = Step(blocks_free=ready.blocks)
+        self.reporter.update(
+            state="draining" if self._draining else "ready",
+            stage="",
+            reason="",
+            slots=self._config.slots,
+            blocks_total=ready.blocks,
+            blocks_free=ready.blocks,
+            block_tokens=ready.block_tokens,
+            context_limit=ready.context_limit,
+            fingerprint=ready.fingerprint,
+            load_s=ready.load_s,
+            measured_bytes=ready.measured_bytes,
+        )
+        log.info("replica.ready", replica=self._config.replica, model=self._config.model.id, load_s=ready.load_s)
+        await self._offer()
+
+    async def _on_step(self, step: Step) -> None:
+        parts = self._parts
+        if parts is None:
+            return
+        fx = Effects()
+        finished = parts.table.num_finished
+        try:
+            parts.table.on_step(step, time.monotonic(), fx)
+        finally:
+            await self._apply(fx)
+        before, self._figures = self._figures, step
+        self._report_load()
+        if finished != parts.table.num_finished:
+            self._keeper.finished_job()
+            await self._offer()
+        elif step.waiting < before.waiting:
+            await self._offer()
+
+    async def _on_rank_end(self, reason: str) -> None:
+        self._rank = None
+        parts = self._parts
+        if parts is None:
+            return
+        fx = Effects()
+        parts.table.rank_died(reason, time.monotonic(), fx)
+        await self._apply(fx)
+        await parts.pulls.pause()
+
+    # --- time ------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            parts = self._parts
+            self._keeper.check(has_work=parts is not None and parts.table.has_work)
+            if parts is None:
+                continue
+            now = time.monotonic()
+            fx = Effects()
+            parts.table.tick(now, fx)
+            await self._apply(fx)
+            for reply, lately in parts.owners.gone.due(now):
+                self._spawn(parts.owners.check(reply, lately))
+            self._report_load()
+            await self._offer()
+
+    def _pong(self) -> Pong:
+        table = None if self._parts is None else self._parts.table
+        if table is None:
+            return self._keeper.pong(running=0, has_work=False)
+        return self._keeper.pong(running=table.num_running, has_work=table.has_work)
+
+    def _stats(self) -> dict[str, Any]:
+        """For whoever asks for the service's statistics."""
+        status = self.reporter.status
+        finished = 0 if self._parts is None else self._parts.table.num_finished
+        return {"state": status.state, "running": status.running, "waiting": status.waiting, "finished": finished}
+
+    def _report_load(self) -> None:
+        if self._rank is None or self._parts is None:
+            return
+        figures, table = self._figures, self._parts.table
+        running = table.num_running
+        self.reporter.update(
+            running=running,
+            waiting=figures.waiting,
+            blocks_free=figures.blocks_free,
+            last_used_s=time.time() if running else self.reporter.status.last_used_s,
+        )
+
+
+def _rank_config(config: FrontConfig) -> RankConfig:
+    return RankConfig(
+        path=config.path,
+        backend=config.model.backend,
+        device=config.device,
+        dtype=config.model.dtype,
+        threads=config.threads,
+        memory_bytes=config.memory_bytes,
+        context_limit=config.model.context_limit,
+        slots=config.slots,
+        prefill_tokens=config.prefill_tokens,
+        options=config.model.options,
+        log_level=config.log_level,
+    )

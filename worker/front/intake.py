@@ -1,0 +1,199 @@
+"""From a message of the queue to a job that runs, or that is answered."""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Protocol
+
+import msgspec
+
+from shared import messages
+from shared.errors import BusError, BusUnavailable
+from shared.log import get
+from shared.messages import Claim, Claimed, Job, Prompt
+from worker.front import delivery
+from worker.front.effects import TERM, Effects
+from worker.front.errors import Unservable
+from worker.front.jobs import JobTable
+from worker.front.request import Limits, resolve
+from worker.front.run import Run
+from worker.text.errors import PromptError
+
+log = get(__name__)
+
+THREAD_BYTES = 8 << 10  # of a job message; below, tokenising costs less than a millisecond
+CLAIM_S = 4.0
+CLAIM_ANSWER_S = 0.5
+CLAIM_PAUSE_S = 0.25
+
+_SUBJECT = re.compile(r"[^\s.*>]+(?:\.[^\s.*>]+)*")
+_decode_job = msgspec.json.Decoder(Job).decode
+_decode_claimed = msgspec.json.Decoder(Claimed).decode
+
+
+class RequestBus(Protocol):
+    """What intake needs of the bus."""
+
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes: ...
+
+
+class Encoder(Protocol):
+    """What intake needs of a model's text side."""
+
+    def encode(self, prompt: Prompt) -> list[int]: ...
+
+
+class Ready(Protocol):
+    """What a ready rank can do."""
+
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class Intake:
+    """Takes jobs in. `apply` carries out effects; `ready` is what the rank can do, None while it can do nothing."""
+
+    def __init__(
+        self,
+        *,
+        replica: str,
+        model: str,
+        bus: RequestBus,
+        table: JobTable,
+        text: Encoder,
+        apply: Callable[[Effects], Awaitable[None]],
+        ready: Callable[[], Ready | None],
+        executor: Executor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._replica = replica
+        self._model = model
+        self._bus = bus
+        self._table = table
+        self._text = text
+        self._apply = apply
+        self._ready = ready
+        self._executor = executor
+        self._clock = clock
+
+    def begin(self, payload: bytes, ack: str, fx: Effects) -> tuple[Run, int] | None:
+        """The first part, at once, so that the job counts from now on: a run and its delivery count.
+
+        1. What is no job is deleted from the queue.
+        2. What the table knows is settled there.
+        """
+        try:
+            job = _decode_job(payload)
+            given = delivery.parse(ack)
+            _check_addresses(job)
+        except ValueError as error:  # 1
+            log.warning("job.unreadable", error=str(error))
+            fx.answers.append((ack, TERM))
+            return None
+        run = self._table.take(job, given.ack, self._clock(), fx)  # 2
+        return None if run is None else (run, given.count)
+
+    async def finish(self, run: Run, delivery_count: int, size_bytes: int) -> None:
+        """The second part: until the job is in the rank, or over.
+
+        3. A job of another model, or past its deadline, fails.
+        4. A job that was delivered before may run elsewhere: its owner decides.
+        5. Text becomes ids, away from the event loop if there is much of it.
+        6. Limits are checked against what the rank can do now.
+        7. It is accepted and handed to the rank.
+
+        Between the awaits anything may happen to the run, so it goes on only while it is still `taken`.
+        """
+        try:
+            self._check_job(run.job)  # 3
+            if delivery_count > 1 and not await self._claim(run):  # 4
+                return
+            ids = await self._encode(run.job.prompt, size_bytes)  # 5
+            fx = Effects()
+            ready = self._ready()
+            if not _is_taken(run):
+                return
+            if ready is None:
+                self._table.fail(run, "replica_lost", "The rank ended before the job began.", self._clock(), fx)
+            else:
+                resolved = resolve(run.job, ids, ready.limits)  # 6
+                self._table.accept(run, resolved, ready.fingerprint, self._clock(), fx)  # 7
+            await self._apply(fx)
+        except (Unservable, PromptError) as error:
+            kind = error.kind if isinstance(error, Unservable) else "invalid_request"
+            await self._fail(run, Unservable(kind, error.message, error.param))
+        except Exception as error:
+            log.error("job.intake_failed", job=run.job.id, model=self._model, error=f"{type(error).__name__}: {error}")
+            await self._fail(run, Unservable("engine_error", f"The request could not be prepared: {error}"))
+
+    def _check_job(self, job: Job) -> None:
+        if job.model != self._model:
+            raise Unservable("model_not_found", f"This replica serves {self._model}, not {job.model}.", "model")
+        if job.deadline_s and time.time() >= job.deadline_s:
+            raise Unservable("deadline_exceeded", "The deadline of the job passed before it was begun.")
+
+    async def _claim(self, run: Run) -> bool:
+        """Whether the run may go on. Settles it if not.
+
+        Nobody there for a while: the job asked to be dropped then, or to be run all the same.
+        """
+        job = run.job
+        if job.owner is None:
+            return True
+        payload = messages.encode(Claim(job.id, job.attempt, self._replica))
+        until = self._clock() + CLAIM_S
+        fx = Effects()
+        while self._clock() < until and _is_taken(run):
+            try:
+                claimed = _decode_claimed(await self._bus.request(job.owner, payload, timeout_s=CLAIM_ANSWER_S))
+            except BusError as error:
+                if isinstance(error, BusUnavailable):
+                    until = self._clock() + CLAIM_S  # it is us who are cut off
+                self._table.note_progress(run, self._clock(), fx)
+                await self._apply(fx)
+                fx = Effects()
+                await asyncio.sleep(CLAIM_PAUSE_S)
+                continue
+            if not _is_taken(run):
+                return False
+            if not claimed.drop:
+                self._table.renumber(run, claimed)
+                return True
+            self._table.drop(run, TERM, fx)
+            await self._apply(fx)
+            return False
+        if not _is_taken(run):
+            return False
+        self._table.owner_lost(run, self._clock(), fx)
+        await self._apply(fx)
+        return run.adopted
+
+    async def _encode(self, prompt: Prompt, size_bytes: int) -> list[int]:
+        if prompt.ids is not None:
+            return prompt.ids
+        if size_bytes < THREAD_BYTES:
+            return self._text.encode(prompt)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._text.encode, prompt)
+
+    async def _fail(self, run: Run, error: Unservable) -> None:
+        if not _is_taken(run):
+            return
+        fx = Effects()
+        self._table.fail(run, error.kind, error.message, self._clock(), fx, error.param)
+        await self._apply(fx)
+
+
+def _check_addresses(job: Job) -> None:
+    """Subjects that come from outside must be plain ones. Raises ValueError."""
+    for what, subject in (("reply", job.reply), ("owner", job.owner)):
+        if subject is not None and not _SUBJECT.fullmatch(subject):
+            raise ValueError(f"job {job.id}: {what} {subject!r} is no subject")
+
+
+def _is_taken(run: Run) -> bool:
+    """Whether the run is still ours to bring on its way: while we waited, anything may have happened to it."""
+    return run.state == "taken"

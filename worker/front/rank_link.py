@@ -1,0 +1,92 @@
+"""One rank process, from its start to its end: a channel for messages, a stamp that shows where it is."""
+
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from shared.log import get
+from worker import channel, protocol, stamp
+from worker.channel import ChannelClosed
+from worker.child import Child
+from worker.front.errors import RankFault
+from worker.protocol import Fatal, FrontToRank, RankConfig, RankToFront
+from worker.stamp import Reading, Stamp
+
+log = get(__name__)
+
+END_S = 0.5
+RANK = (sys.executable, "-m", "worker.engine.rank")
+
+
+class RankLink:
+    """A running rank. `async with` starts it and ends it; iterate over it for its messages."""
+
+    def __init__(self, config: RankConfig, command: Sequence[str] = RANK) -> None:
+        self._config = config
+        self._command = command
+        self._stamp_fd = stamp.create()
+        self._stamp = Stamp(self._stamp_fd)
+        self._child: Child | None = None
+        self._reason = ""
+        self.active_at = time.monotonic()  # when it last spoke or was last given something
+
+    async def __aenter__(self) -> "RankLink":
+        self._child = await Child.start([*self._command, "--stamp-fd", str(self._stamp_fd)], pass_fds=(self._stamp_fd,))
+        self.send(self._config)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._child is not None
+        status = await self._child.end(END_S)  # if it ended on its own, its exit status says more than our signal
+        self._reason = self._reason or _exit_reason(status)
+        self._stamp.close()
+        os.close(self._stamp_fd)
+
+    @property
+    def pid(self) -> int:
+        """The rank's process id."""
+        return self._child.pid if self._child is not None else 0
+
+    @property
+    def reason(self) -> str:
+        """Why it ended."""
+        return self._reason
+
+    def reading(self) -> Reading:
+        """Where the rank is."""
+        return self._stamp.read()
+
+    def send(self, message: FrontToRank) -> None:
+        """Give the rank something to do. If it is gone, the iteration ends soon."""
+        if self._child is not None:
+            self.active_at = time.monotonic()
+            self._child.send(protocol.encode(message))
+
+    def kill(self, reason: str) -> None:
+        """End it at once, for this reason; the iteration then ends."""
+        self._reason = self._reason or reason
+        if self._child is not None:
+            self._child.kill()
+
+    async def __aiter__(self) -> AsyncIterator[RankToFront]:
+        assert self._child is not None
+        while True:
+            try:
+                frame = await channel.read_frame(self._child.reader)
+                message = protocol.decode_rank_to_front(frame)
+            except ChannelClosed:
+                return
+            except ValueError as error:
+                raise RankFault(f"the rank sent something else than a message: {error}") from error
+            self.active_at = time.monotonic()
+            if isinstance(message, Fatal):
+                self._reason = self._reason or message.message
+                return
+            yield message
+
+
+def _exit_reason(status: int | None) -> str:
+    if status is None:
+        return "the rank did not end"
+    return f"the rank was ended by signal {-status}" if status < 0 else f"the rank exited with status {status}"

@@ -1,0 +1,138 @@
+"""From a job to what the rank runs: every limit checked, every default resolved. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared.messages import Job, ResumeChoice, Sampling
+from worker.front.errors import Unservable
+from worker.protocol import Sample
+from worker.text.checkpoint import GenerationDefaults
+
+MAX_CHOICES = 16
+MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20
+MAX_REPETITION_PENALTY = 10.0
+
+_DEFAULTABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this replica can do, once its rank is ready."""
+
+    context_limit: int  # tokens of one sequence, prompt and completion together
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    defaults: Mapping[str, Any]  # of `defaults`
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job that can run."""
+
+    prompt: list[int]
+    sample: Sample
+    resume: list[ResumeChoice]  # one per choice
+
+
+def defaults(catalogue: Mapping[str, Any], generation: GenerationDefaults) -> dict[str, Any]:
+    """Sampling where a job says nothing: the catalogue's, else the model's own if it samples at all, else neutral.
+
+    Raises Unservable for catalogue values outside their range or of unknown names.
+    """
+    resolved: dict[str, Any] = {
+        "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "max_tokens": None,
+    }  # fmt: skip
+    if unknown := sorted(set(catalogue) - set(resolved)):
+        known = ", ".join(resolved)
+        raise Unservable("invalid_request", f"The catalogue sets unknown sampling defaults {unknown}; known: {known}.")
+    if generation.do_sample:
+        own = {name: getattr(generation, name) for name in _DEFAULTABLE}
+        resolved.update({name: value for name, value in own.items() if value is not None})
+    resolved.update(catalogue)
+    check(Sampling(**resolved), vocab_size=0)
+    return resolved
+
+
+def check(sampling: Sampling, *, vocab_size: int) -> None:
+    """Raises Unservable naming the first parameter outside its range."""
+    _within("n", sampling.n, 1, MAX_CHOICES)
+    _at_least("max_tokens", sampling.max_tokens, 1)
+    _within("temperature", sampling.temperature, 0, 2)
+    _within("top_p", sampling.top_p, 0, 1)
+    _at_least("top_k", sampling.top_k, -1)
+    _within("min_p", sampling.min_p, 0, 1)
+    _within("repetition_penalty", sampling.repetition_penalty, 0, MAX_REPETITION_PENALTY)
+    if sampling.repetition_penalty == 0:
+        raise Unservable("invalid_request", "repetition_penalty must be above 0.", "repetition_penalty")
+    _within("presence_penalty", sampling.presence_penalty, -2, 2)
+    _within("frequency_penalty", sampling.frequency_penalty, -2, 2)
+    _within("logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
+    if len(sampling.stop) > MAX_STOP_STRINGS or not all(sampling.stop):
+        raise Unservable("invalid_request", f"stop takes up to {MAX_STOP_STRINGS} strings, none empty.", "stop")
+    _token_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)
+    _token_ids("logit_bias", sampling.logit_bias, vocab_size)
+    for bias in sampling.logit_bias.values():
+        _within("logit_bias", bias, -100, 100)
+
+
+def resolve(job: Job, prompt: list[int], limits: Limits) -> Resolved:
+    """The job as the rank runs it. Raises Unservable."""
+    sampling = job.sampling
+    check(sampling, vocab_size=limits.vocab_size)
+    if not prompt:
+        raise Unservable("invalid_request", "The prompt is empty.", "prompt")
+    _token_ids("prompt", prompt, limits.vocab_size)
+    if len(prompt) >= limits.context_limit:
+        raise Unservable(
+            "context_length_exceeded",
+            f"This model's maximum context length is {limits.context_limit} tokens. "
+            f"However, your messages resulted in {len(prompt)} tokens.",
+            "messages" if job.prompt.messages is not None else "prompt",
+        )
+    resume = job.resume or [ResumeChoice([]) for _ in range(sampling.n)]
+    if len(resume) != sampling.n:
+        raise Unservable("invalid_request", f"resume has {len(resume)} choices, not {sampling.n}.", "resume")
+    for choice in resume:
+        _token_ids("resume", choice.ids, limits.vocab_size)
+    return Resolved(prompt, _sample(sampling, limits, limits.context_limit - len(prompt)), resume)
+
+
+def _sample(sampling: Sampling, limits: Limits, room: int) -> Sample:
+    def chosen(name: str) -> Any:
+        explicit = getattr(sampling, name)
+        return limits.defaults[name] if explicit is None else explicit
+
+    max_tokens = chosen("max_tokens")
+    return Sample(
+        seed=sampling.seed,
+        max_tokens=room if max_tokens is None else min(max_tokens, room),
+        temperature=chosen("temperature"),
+        top_p=chosen("top_p"),
+        top_k=max(chosen("top_k"), 0),
+        min_p=chosen("min_p"),
+        repetition_penalty=chosen("repetition_penalty"),
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=sampling.logit_bias,
+        stop_ids=[*(() if sampling.ignore_eos else limits.eos_ids), *sampling.stop_token_ids],
+        logprobs=sampling.logprobs,
+    )
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise Unservable("invalid_request", f"{name} must be between {low} and {high}, not {value}.", name)
+
+
+def _at_least(name: str, value: float | None, low: float) -> None:
+    if value is not None and value < low:
+        raise Unservable("invalid_request", f"{name} must be at least {low}, not {value}.", name)
+
+
+def _token_ids(name: str, ids: Any, vocab_size: int) -> None:
+    """Every id must be in the vocabulary; its size is 0 when not known yet."""
+    if vocab_size and ids and not 0 <= (low := min(ids)) <= (high := max(ids)) < vocab_size:
+        wrong = low if low < 0 else high
+        raise Unservable("invalid_request", f"{name}: token id {wrong} is outside 0 … {vocab_size - 1}.", name)
