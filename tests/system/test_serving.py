@@ -126,7 +126,7 @@ async def test_a_cancelled_stream_leaves_the_worker_and_the_queue(fleet: FleetPr
     await eventually(is_idle, timeout_s=10.0)
 
 
-async def test_jobs_wait_for_a_model_that_is_being_loaded(
+async def test_jobs_wait_for_a_model_until_it_is_loaded(
     fleet: FleetProcess, http: httpx.AsyncClient, other: Path
 ) -> None:
     await asyncio.to_thread(fleet.operate, "load", other)
@@ -139,8 +139,16 @@ async def test_jobs_wait_for_a_model_that_is_being_loaded(
     await asyncio.to_thread(fleet.operate, "unload", "other", "--wait")
     (row,) = (row for row in fleet.status()["models"] if row["model"] == "other")
     assert (row["state"], row["want"], row["ready"]) == ("cold", "unloaded", 0)
-    response = await http.post(f"{fleet.api}/chat/completions", json=chat_body("other"))
-    assert response.status_code == 503
+    cold = asyncio.create_task(stream(http, fleet.api, model="other", max_tokens=8))
+    await eventually(lambda: queued(fleet, "other") == 1)
+    await asyncio.to_thread(fleet.operate, "load", "other", "--wait")
+    assert {content(await cold)} == first
+    assert queued(fleet, "other") == 0
+
+
+def queued(fleet: FleetProcess, model: str) -> int:
+    """Jobs that wait for the model, by `plexus status`."""
+    return int(next(row["queued"] for row in fleet.status()["models"] if row["model"] == model))
 
 
 async def test_a_model_that_nobody_wanted_is_loaded_when_a_job_asks_for_it(
@@ -170,6 +178,15 @@ async def test_status_shows_the_whole_fleet(fleet: FleetProcess, second_gateway:
     assert all(word in table for word in ("worker-1", "worker-2", "tiny", "gateways"))
 
 
+async def test_a_model_can_leave_one_worker(fleet: FleetProcess, http: httpx.AsyncClient) -> None:
+    await asyncio.to_thread(fleet.operate, "unload", "tiny", "--on", "worker-2", "--wait")
+    await answer(http, fleet.api, max_tokens=4)
+    assert [one["worker"] for one in fleet.status()["replicas"] if one["model"] == "tiny"] == ["worker-1"]
+    await asyncio.to_thread(fleet.operate, "load", "tiny", "--replicas", "2", "--wait")
+    (row,) = (row for row in fleet.status()["models"] if row["model"] == "tiny")
+    assert (row["ready"], row["detail"]) == (2, "on worker-1, worker-2")
+
+
 async def test_load_refuses_what_it_cannot_understand(fleet: FleetProcess) -> None:
     with pytest.raises(AssertionError, match="neither a directory nor a hub id"):
         fleet.operate("load", "no-such-model")
@@ -177,6 +194,8 @@ async def test_load_refuses_what_it_cannot_understand(fleet: FleetProcess) -> No
         fleet.operate("load", "tiny", "--on", "w9")
 
 
-async def test_chat_streams_to_the_terminal(fleet: FleetProcess) -> None:
-    out = await asyncio.to_thread(fleet.operate, "chat", "tiny")  # stdin is empty: it ends at once
-    assert out == ""
+async def test_chat_answers_in_the_terminal(fleet: FleetProcess) -> None:
+    out = await asyncio.to_thread(fleet.operate, "chat", "tiny", typed="Tell me a story.\n/exit\n")
+    assert out.strip()
+    with pytest.raises(AssertionError, match="nothing"):
+        await asyncio.to_thread(fleet.operate, "chat", "nothing", typed="hi\n")

@@ -1,5 +1,6 @@
 """`plexus up` from the first to the last moment: side by side, refusals, deaths, and nothing left behind."""
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support.fleet_process import FleetProcess, chat_body, plexus, wait_for
+from tests.support.freeze import frozen
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tmp_path: Path) -
 
 def test_whatever_dies_comes_back(fleet: FleetProcess) -> None:
     for name in ("gateway", "worker-1", "nats"):
-        pid = fleet.status()["workers"] and pids(fleet)[name]
+        pid = pids(fleet)[name]
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda name=name, pid=pid: pids(fleet)[name] not in (0, pid))
         wait_for(lambda: works(fleet), timeout_s=60.0)
@@ -107,8 +109,6 @@ def test_whatever_dies_comes_back(fleet: FleetProcess) -> None:
 
 
 def pids(fleet: FleetProcess) -> dict[str, int]:
-    import json
-
     found: dict[str, int] = json.loads((fleet.data_dir / "fleet.json").read_text())["pids"]
     return found
 
@@ -125,10 +125,14 @@ def test_a_killed_fleet_takes_its_processes_along_and_starts_again_where_it_was(
     with FleetProcess(tmp_path, "--model", tiny) as second:
         second.started()
         assert works(second)
-        # Ctrl-C while it serves; a second one does not wait for the stream.
+        # A first Ctrl-C waits for a worker that does not answer; a second one does not.
         second.tree()
-        assert second.end(signal.SIGINT) == 0
-        wait_for(lambda: not second.left(), timeout_s=5.0)
+        with frozen(second.facts["pids"]["worker-1"]):
+            second.process.send_signal(signal.SIGINT)
+            wait_for(lambda: "stopping" in second.said())
+            assert second.process.poll() is None
+            assert second.end(signal.SIGINT, timeout_s=5.0) == 0
+            wait_for(lambda: not second.left(), timeout_s=5.0)
 
 
 def test_it_can_be_ended_before_it_is_ready(tmp_path: Path, tiny: Path) -> None:
