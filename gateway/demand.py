@@ -4,6 +4,7 @@ import asyncio
 
 import msgspec
 
+from gateway.catalogue import Catalogue
 from gateway.dispatch import Dispatcher
 from gateway.errors import Unavailable
 from gateway.tasks import Tasks
@@ -14,6 +15,7 @@ from shared.errors import BusError
 from shared.messages import Ensure, Ensured, encode
 
 ASK_S = 1.0
+REMIND_S = 2.0  # a leader forgets what it was asked when it is replaced, and what it placed when the worker is lost
 AGAIN_S = 0.25  # while there is no leader
 PATIENCE_S = 15.0  # a leader is elected within a few seconds
 
@@ -22,13 +24,18 @@ _decode = msgspec.json.Decoder(Ensured).decode
 
 
 class Demand:
-    """One question at a time for each model."""
+    """One question at a time for each model, from `start` to `close`."""
 
-    def __init__(self, bus: Bus, dispatcher: Dispatcher) -> None:
+    def __init__(self, bus: Bus, dispatcher: Dispatcher, catalogue: Catalogue) -> None:
         self._bus = bus
         self._dispatcher = dispatcher
+        self._catalogue = catalogue
         self._tasks = Tasks()
         self._asking: set[str] = set()
+
+    def start(self) -> None:
+        """Begin to ask again for models that jobs still wait for."""
+        self._tasks.spawn(self._remind(), "demand.remind")
 
     async def close(self) -> None:
         """Stop asking. May be called twice."""
@@ -40,6 +47,14 @@ class Demand:
             self._asking.add(model)
             self._tasks.spawn(self._ask(model), "demand")
 
+    async def _remind(self) -> None:
+        while True:
+            await asyncio.sleep(REMIND_S)
+            waited_for = {flight.model for flight in self._dispatcher.streams.flights.values() if not flight.replica}
+            for model in waited_for:
+                if self._catalogue.state(model) == "cold":
+                    self.ask(model)
+
     async def _ask(self, model: str) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE_S
@@ -50,7 +65,10 @@ class Demand:
                 except BusError:
                     await asyncio.sleep(AGAIN_S)
                     continue
-                self._told(model, _decode(data))
+                try:
+                    self._told(model, _decode(data))
+                except msgspec.MsgspecError as error:
+                    log.warning("demand.undecodable", model=model, error=str(error))
                 return
             log.warning("demand.unheard", model=model)
         finally:

@@ -13,6 +13,7 @@ from gateway.flight import Action, AskReplay, DeleteMessage, End, Flight, Publis
 from gateway.metrics import Metrics
 from gateway.request import InferenceRequest
 from gateway.streams import Streams
+from gateway.suspects import Suspects
 from gateway.tasks import Tasks
 from shared import log as logs
 from shared import names
@@ -26,6 +27,7 @@ REPLAY_S = 1.0
 PUBLISH_S = 10.0  # how long the first attempt of a job may take to get into the queue
 AGAIN_S = 0.25
 SETTLE_S = 2.0
+SUSPECT_S = 0.05
 
 _Notes = defaultdict[str, list[tuple[str, int]]]  # (job, attempt) by replica
 
@@ -40,6 +42,7 @@ class Dispatcher:
     def __init__(self, bus: Bus, settings: GatewaySettings, gateway_id: str, metrics: Metrics) -> None:
         self.id = gateway_id
         self.streams = Streams()
+        self.suspects = Suspects()
         self.clock: Callable[[], float] = time.monotonic
         self.on_refused: Callable[[str], None] = lambda replica: None  # a replica did not answer: look after it
         self._bus = bus
@@ -152,6 +155,8 @@ class Dispatcher:
 
     async def _enqueue(self, flight: Flight, attempt: int) -> None:
         """The first attempt fails soon, as nobody has seen anything of it; later ones are tried to the deadline."""
+        if flight.is_suspect and not await self._wait_for_turn(flight, attempt):
+            return
         job = flight.job_to_publish(time.time())
         payload = encode(job)
         subject = names.job_subject(job.model, job.job_class)
@@ -180,6 +185,17 @@ class Dispatcher:
                 self.perform(flight.id, flight.on_publish_failed(attempt, problem, self.clock()))
                 return
             await asyncio.sleep(AGAIN_S)
+
+    async def _wait_for_turn(self, flight: Flight, attempt: int) -> bool:
+        """Suspects run one after another, so that the one that kills replicas takes no other suspect along."""
+        try:
+            while flight.attempt == attempt and not flight.is_over:
+                if self.suspects.may_run(flight, self.clock()):
+                    return True
+                await asyncio.sleep(SUSPECT_S)  # what it waits for is mostly time
+            return False
+        finally:
+            self.suspects.waits_no_more(flight)
 
     async def _delete(self, seq: int) -> None:
         try:

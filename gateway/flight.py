@@ -45,6 +45,9 @@ MAX_BUFFERED = 8192  # events that wait for a slow reader
 MAX_EARLY = 512  # deltas kept behind a gap
 MAX_ATTEMPT = 1000  # voluntary moves do not count as losses, but do not go on for ever either
 MAX_FRUITLESS = 3
+MAX_PARDONS = 2
+CRASHES = frozenset(("replica_lost", "dead", "hung"))  # losses that the job itself may have caused
+NUM_CRASHES = 2  # of these make a suspect
 RECENT_S = 1.0  # a replica heard within this time is doing well
 
 
@@ -119,6 +122,7 @@ class Flight:
         self.max_attempts = max_attempts
         self.losses: list[str] = []
         self.moves: list[str] = []  # reasons of every new attempt
+        self.pardons = 0
         self.state: State = "queued"
         self.replica = ""
         self.worker = ""
@@ -150,6 +154,8 @@ class Flight:
         self._early: list[Delta] = []
         self._fruitless = 0  # replays in a row that brought nothing
         self._done: Done | None = None
+        self._granted: Claim | None = None
+        self._num_forgiven = 0  # of the losses, the first so many
 
     # --- what others read ------------------------------------------------------------------------------------
 
@@ -162,6 +168,17 @@ class Flight:
     def num_tokens(self) -> int:
         """Tokens delivered, all choices."""
         return sum(len(choice.ids) for choice in self.choices)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether replicas died so often under this job that it may be what kills them."""
+        return sum(reason in CRASHES for reason in self.losses[self._num_forgiven :]) >= NUM_CRASHES
+
+    def pardon(self) -> None:
+        """It ran well while other suspects waited: what died before was not its fault. Not granted for ever."""
+        if self.pardons < MAX_PARDONS:
+            self.pardons += 1
+            self._num_forgiven = len(self.losses)
 
     def take(self) -> list[Event]:
         """The events since the last call."""
@@ -258,16 +275,21 @@ class Flight:
 
     def on_claim(self, claim: Claim, now: float) -> Claimed:
         """The queue delivered the job again, and a replica asks whether to run it."""
-        # 1. Not the current attempt, or nobody wants it: drop.
+        # 1. Asked again because our answer was lost: the same answer, as long as it still holds.
+        if self.state not in ENDED and claim == self._granted and self.attempt == claim.attempt + 1:
+            return Claimed(attempt=self.attempt, resume=self._resume())
+        # 2. Not the current attempt, or nobody wants it: drop.
         if self.state in ENDED or claim.attempt != self.attempt or self.attempt >= MAX_ATTEMPT:
             return Claimed(drop=True)
-        # 2. The same replica still has it from the first delivery, or another one does well: drop.
-        if self.replica and (self.replica == claim.replica or now - self.heard < RECENT_S):
+        # 3. Another replica does well with it: drop. One that holds it itself would not ask, so what was heard of the
+        #    asker is only that it waits for this answer.
+        if self.replica and self.replica != claim.replica and now - self.heard < RECENT_S:
             return Claimed(drop=True)
-        # 3. It is his, under a new number. The message stays the same one.
+        # 4. It is his, under a new number. The message stays the same one.
         self._forget_replica()
         self.attempt += 1
         self.moves.append("claim")
+        self._granted = claim
         self._hold(claim.replica, "", now)
         return Claimed(attempt=self.attempt, resume=self._resume())
 
@@ -391,7 +413,7 @@ class Flight:
         self.moves.append(reason)
         if reason != "shutting_down":
             self.losses.append(reason)
-        if len(self.losses) >= self.max_attempts or self.attempt >= MAX_ATTEMPT:
+        if len(self.losses) - self._num_forgiven >= self.max_attempts or self.attempt >= MAX_ATTEMPT:
             return self.fail(ReplicaLost(self.attempt, self.losses), now)
         # 3. A new number; the old replica, should it still live, and the old message are void.
         actions: list[Action] = [SendCancel(self.replica, self.attempt)] if self.replica else []

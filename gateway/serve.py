@@ -64,8 +64,9 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
             presence = Presence(bus, lambda: _record(gateway_id, url_of(public), dispatcher))
             stack.push_async_callback(presence.close)
             await presence.start()
-            demand = Demand(bus, dispatcher)
+            demand = Demand(bus, dispatcher, catalogue)
             stack.push_async_callback(demand.close)
+            demand.start()
             services = Services(dispatcher, catalogue, counts, demand, settings.max_body_bytes, settings.accept_wait_s)
             http = app.build(services, Health(gateway_id, bus, fleet, catalogue), own_version())
             servers = [(_server(http), public), (_server(_metrics_app(counts)), private)]

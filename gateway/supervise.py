@@ -68,6 +68,7 @@ class Supervisor:
         self._clock: Callable[[], float] = time.monotonic
         self._tasks = Tasks()
         self._is_blind = False
+        self._rejoin_until = 0.0  # replicas may not be back yet after an outage
         self._next_look: dict[tuple[str, JobClass], float] = {}
         self._next_sweep = 0.0
         self._subscription: Subscription | None = None
@@ -76,7 +77,7 @@ class Supervisor:
         """Begin."""
         self._subscription = await self._bus.subscribe(names.DISCONNECTS, self._on_disconnect)
         self._bus.on_reconnect(self._on_reconnect)
-        self._dispatcher.on_refused = lambda replica: self._suspect(replica, closed=False)
+        self._dispatcher.on_refused = self._on_refused
         self._tasks.spawn(self._run(), "supervise")
 
     async def close(self) -> None:
@@ -96,6 +97,7 @@ class Supervisor:
 
     def _tick(self, now: float) -> None:
         self._watch_clocks(now)
+        self._dispatcher.suspects.look(now)
         if not self._bus.is_connected:
             self._is_blind = True
             return
@@ -133,6 +135,11 @@ class Supervisor:
             self._dispatcher.perform(flight.id, flight.ask_again(now))
 
     # --- replicas --------------------------------------------------------------------------------------------
+
+    def _on_refused(self, replica: str) -> None:
+        """Nobody listened to what this replica was asked. After an outage that says nothing: it is asked again."""
+        if self._clock() >= self._rejoin_until:
+            self._suspect(replica, closed=False)
 
     def _suspect(self, replica: str, *, closed: bool) -> None:
         peer = self._streams.peers.get(replica)
@@ -231,6 +238,7 @@ class Supervisor:
     def _see_again(self, now: float) -> None:
         """What was silent during an outage may have had no way to speak."""
         self._is_blind = False
+        self._rejoin_until = now + REJOIN_S
         for peer in self._streams.peers.values():
             peer.heard = now + REJOIN_S
         for flight in self._streams.flights.values():

@@ -116,6 +116,7 @@ class Bus(Connection):
             return await self.api(f"CONSUMER.INFO.{stream}.{consumer}", {})
         except ApiError as error:
             if error.err_code in _NOT_FOUND:
+                self._ensured.pop(consumer, None)
                 return None
             raise
 

@@ -302,12 +302,18 @@ class Connection:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCHDOG_S)
-            if self._client.is_closed or (self._client.is_stuck and not self._client.is_connected):
-                log.error("bus.rebuild", bus=self._name, error=str(self._last_error))
-                await self._rebuild()
-            elif self._client.is_stuck:
-                log.error("bus.read_loop_dead", bus=self._name)
-                await self._client.force_reconnect()
+            try:
+                await self._look_after()
+            except Exception:  # nobody else would notice that the watchdog is gone
+                log.exception("bus.watchdog_failed", bus=self._name)
+
+    async def _look_after(self) -> None:
+        if self._client.is_closed or (self._client.is_stuck and not self._client.is_connected):
+            log.error("bus.rebuild", bus=self._name, error=str(self._last_error))
+            await self._rebuild()
+        elif self._client.is_stuck:
+            log.error("bus.read_loop_dead", bus=self._name)
+            await self._client.force_reconnect()
 
     async def _rebuild(self) -> None:
         self._connected.clear()
@@ -324,8 +330,13 @@ class Connection:
                 return  # the watchdog comes again
             raise
         self._client = client
-        for subscription in list(self._subscriptions):
-            await subscription._attach(client)
+        try:
+            for subscription in list(self._subscriptions):
+                await subscription._attach(client)
+        except Exception:
+            with contextlib.suppress(Exception):
+                await client.close()  # half of the subscriptions are worse than none: the watchdog comes again
+            raise
         await self._note_reconnect()
 
     async def _until_connected(self, deadline: float) -> None:

@@ -121,6 +121,9 @@ class Lease:
             except (BusError, TimeoutError) as error:
                 self._failed = True
                 log.warning("lease.unreachable", key=self.key, holder=self.holder, error=str(error))
+            except Exception:  # a candidacy that ends unseen would leave the fleet without a leader
+                self._failed = True
+                log.exception("lease.failed", key=self.key, holder=self.holder)
             if self._revision and not self.held:
                 self._lose()
             await self._rest()

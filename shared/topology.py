@@ -124,7 +124,8 @@ async def _info(bus: Bus, name: str) -> dict[str, Any] | None:
 
 
 async def _create(bus: Bus, config: dict[str, Any]) -> None:
-    # Revisions start at the time of creation in milliseconds, so that they stay above all earlier ones when a store
-    # is lost and the stream made anew: fencing numbers made from them keep growing, and mirrors notice.
-    first = {"first_seq": time.time_ns() // 1_000_000} if config["name"] != names.JOBS else {}
+    # Sequences start at the time of creation in milliseconds, so that they stay above all earlier ones when a store
+    # is lost and the stream made anew: fencing numbers made from them keep growing, mirrors notice, and a gateway
+    # that deletes a message of the lost store by its number never hits another job's.
+    first = {"first_seq": time.time_ns() // 1_000_000}
     await bus.api(f"STREAM.CREATE.{config['name']}", config | first, timeout_s=5.0)

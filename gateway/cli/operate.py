@@ -156,7 +156,7 @@ async def unload(
 
 
 class Reasons:
-    """Why a model is not being loaded, as the placement leader says; asked at most every ASK_S seconds a model."""
+    """How it stands with models that no worker has, as the placement leader says; asked every ASK_S seconds at most."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -169,7 +169,8 @@ class Reasons:
             try:
                 request = messages.encode(messages.Ensure(model=model))
                 answer = await self._bus.request(names.PLACER_ENSURE, request, timeout_s=1.0)
-                reason = msgspec.json.decode(answer, type=messages.Ensured).reason
+                ensured = msgspec.json.decode(answer, type=messages.Ensured)
+                reason = f"{ensured.state}: {ensured.reason}" if ensured.reason else ensured.state
             except (BusError, msgspec.DecodeError):
                 reason = ""
             self._known[model] = (time.monotonic(), reason)

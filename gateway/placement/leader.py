@@ -78,6 +78,8 @@ class Leader:
 
     async def _on_reconnect(self) -> None:
         self._since = time.monotonic()
+        self._written.clear()  # should the bucket have lost a write, waiting for it would never end
+        self._changed.set()
 
     async def _run(self) -> None:
         while True:

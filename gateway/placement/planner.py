@@ -180,7 +180,10 @@ def _changes(draft: _Draft, epoch: int) -> list[AssignmentRecord]:
         before = draft.view.wants.get(worker)
         now = [Assigned(model=draft.view.models[model], reason=why) for model, why in sorted(models.items())]
         if _essence(now) != _essence(before.models if before else []):
-            generation = before.generation + 1 if before else 1
+            # Above what the worker has followed, too: agents refuse the past also where the bucket has forgotten it.
+            record = draft.view.workers.get(worker)
+            seen = record.generation if record else 0
+            generation = max(before.generation if before else 0, seen) + 1
             changes.append(AssignmentRecord(worker=worker, epoch=epoch, generation=generation, models=now))
     return changes
 

@@ -30,7 +30,6 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.intents import demo_model
 from shared.bus import Bus
 from shared.fleet import Fleet
 from shared.kv import Bucket
@@ -40,6 +39,7 @@ from shared.records import IntentRecord, ModelRecord
 from tests.bench.lean_client import Load, chat_request, run_load
 from tests.support.fleet_process import FleetProcess
 from tests.support.ports import free_port
+from tests.support.tiny import make_checkpoint
 
 HOST = "127.0.0.1"
 PROMPT = "Count for me, please."
@@ -154,13 +154,18 @@ def litellm(python: str, upstream: Server, directory: Path) -> Iterator[Server]:
     path.write_text(json.dumps(config))  # JSON is YAML
     port = free_port()
     command = [str(Path(python).with_name("litellm")), "--config", str(path), "--host", HOST, "--port", str(port)]
-    with child([*command, "--telemetry", "False"], LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_LOG="ERROR") as process:
+    quiet = {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
+    with child([*command, "--telemetry", "False"], **quiet) as process:
         wait_http(f"http://{HOST}:{port}/health/liveliness", 120)
         models = {name: "direct-paced" if name == "paced" else "direct" for name in LOADS}
         yield Server("litellm", dict.fromkeys(LOADS, port), models, {"proxy": process.pid, **upstream.pids})
 
 
-async def load_synthetic(fleet: FleetProcess) -> dict[str, int]:
+async def load_synthetic(fleet: FleetProcess, checkpoint: Path) -> dict[str, int]:
     """Catalogue and load the two synthetic models; the pids of their fronts and ranks."""
     pids = {}
     async with await Bus.connect(fleet.bus_settings(), kind="cli", ident="bench") as bus:
@@ -168,7 +173,7 @@ async def load_synthetic(fleet: FleetProcess) -> dict[str, int]:
         await view.start()
         for model, rate in ((SATURATED, 0), (PACED, PACE_TOKENS_PER_S)):
             record = ModelRecord(
-                id=model, source=demo_model().source, backend="synthetic", options={"tokens_per_s": rate}, max_slots=64
+                id=model, source=str(checkpoint), backend="synthetic", options={"tokens_per_s": rate}, max_slots=64
             )
             await plan.put(model_key(model), encode(record))
             await plan.put(intent_key(model), encode(IntentRecord(model=model, want="loaded", by="bench")))
@@ -188,9 +193,10 @@ async def load_synthetic(fleet: FleetProcess) -> dict[str, int]:
 @contextmanager
 def plexus(directory: Path) -> Iterator[Server]:
     """A whole fleet on this machine."""
-    with FleetProcess(directory) as fleet:
+    checkpoint = make_checkpoint(directory / "words")  # its tokeniser is what the synthetic back end speaks with
+    with FleetProcess(directory, "--model", checkpoint) as fleet:
         fleet.started()
-        pids = uvloop.run(load_synthetic(fleet))
+        pids = uvloop.run(load_synthetic(fleet, checkpoint))
         models = {name: PACED if name == "paced" else SATURATED for name in LOADS}
         port = int(fleet.api.split(":")[2].split("/")[0])
         yield Server("plexus", dict.fromkeys(LOADS, port), models, {**fleet.now().pids, **pids})

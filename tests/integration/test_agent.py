@@ -257,7 +257,7 @@ async def test_a_second_drain_ends_at_once(
         await fleet.wait_for(lambda fleet: fleet.replicas[replica.id].state == "draining", 5)
         agent.drain()
         await asyncio.wait_for(task, 5)
-        assert are_gone(*replica.pids)
+        await eventually(lambda: are_gone(*replica.pids), 2)
 
 
 async def test_a_short_grace_hands_jobs_back(

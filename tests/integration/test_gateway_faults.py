@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from gateway import supervise
-from shared import names
+from shared import connection, names
 from shared.broker import EmbeddedBroker
 from shared.bus import Bus
-from shared.messages import Claim, Claimed, Delta, Done, Failed, Item, Ping, Pong, ResumeChoice, encode
+from shared.messages import Claim, Claimed, Delta, Done, Failed, Item, Job, Ping, Pong, ResumeChoice, encode
 from tests.support.eventually import eventually
 from tests.support.fake_replica import FakeReplica, text_of
 from tests.support.running_gateway import MODEL, EventStream, Running, put_model, running_gateway, text_in
@@ -246,6 +246,39 @@ async def test_attempts_end_with_an_error_event(gateway: Running, broker: Embedd
     await replica.close()
 
 
+class _Fragile(FakeReplica):
+    """Its rank dies of a job with the word `poison`, and takes every other job along."""
+
+    async def _begin(self, job: Job, ack: str, is_again: bool) -> None:
+        if "poison" not in encode(job.prompt).decode():
+            await super()._begin(job, ack, is_again)
+            return
+        await asyncio.sleep(0.2)  # whatever was published again together with it is here by now
+        await self._publish(job.reply, [Failed(job.id, job.attempt, "replica_lost", "the rank died")])
+        await self.bus.publish(ack, b"+TERM")
+        runs, self.runs = self.runs, {}
+        for run in runs.values():
+            await self._publish(run.job.reply, [Failed(run.job.id, run.attempt, "replica_lost", "the rank died")])
+            await self.bus.publish(run.ack, b"+TERM")
+
+
+async def test_a_job_that_kills_its_rank_ends_and_the_others_survive(
+    gateway: Running, broker: EmbeddedBroker, bus: Bus
+) -> None:
+    replica = await _Fragile.start(broker, MODEL, pace_s=0.05)
+    async with streaming(gateway) as first, streaming(gateway) as second:
+        await first.content(2)
+        await second.content(2)
+        poison = asyncio.create_task(gateway.ask(messages=[{"role": "user", "content": "poison"}]))
+        assert ends_well(await first.rest())
+        assert ends_well(await second.rest())
+    response = await poison
+    assert response.status_code == 503
+    assert "after 4 attempts" in response.json()["error"]["message"]
+    await eventually(lambda: is_queue_empty(bus))
+    await replica.close()
+
+
 async def test_a_replica_that_stops_in_order_hands_its_jobs_over(
     gateway: Running, replica: FakeReplica, broker: EmbeddedBroker
 ) -> None:
@@ -271,6 +304,25 @@ async def test_a_broker_that_restarts_in_the_middle_is_not_seen(
         assert ends_well(await stream.rest())
     assert [job.attempt for job in replica.received] == [1]
     await eventually(lambda: is_queue_empty(bus), timeout_s=15)
+
+
+async def test_a_replica_that_comes_back_late_after_a_restart_keeps_its_job(
+    gateway: Running, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens for it at first, also when it is asked for what was missed: it gets a moment to reconnect."""
+    monkeypatch.setattr(connection, "RECONNECT_WAIT_S", 0.8)
+    replica = await FakeReplica.start(broker, MODEL)
+    replica.go(10)
+    async with streaming(gateway) as stream:
+        await stream.content(10)
+        await broker.stop()
+        await broker.start()
+        await eventually(lambda: replica.bus.is_connected)
+        replica.go()
+        assert ends_well(await stream.rest())
+    assert await gateway.metric("plexus_redispatches_total{") == 0
+    assert len(replica.received) == 1
+    await replica.close()
 
 
 async def test_a_job_waits_through_a_restart_of_the_broker(gateway: Running, broker: EmbeddedBroker, bus: Bus) -> None:

@@ -166,10 +166,17 @@ async def test_consumer_is_not_asked_for_again_within_a_minute(broker, bus):
     await eventually(lambda: bus.is_connected and not bus._ensured)
 
 
+async def num_waiting(bus, expected):
+    """Whether the server knows of so many pulls: it takes them up in its own time."""
+    info = await bus.consumer_info(names.JOBS, names.job_consumer(MODEL, "interactive"))
+    return info["num_waiting"] == expected
+
+
 async def test_job_goes_to_the_least_loaded_replica(bus, connect):
     await bus.ensure_consumer(MODEL, "interactive")
     worker = await connect("worker")
     busy, free = await pull(worker, priority=7), await pull(worker, priority=1)
+    await eventually(lambda: num_waiting(bus, 2))
     await bus.enqueue(SUBJECT, b"first", msg_id="a.1", ttl_s=60)
     await bus.enqueue(SUBJECT, b"second", msg_id="a.2", ttl_s=60)
     assert (await asyncio.wait_for(free.get(), 5)).data == b"first"

@@ -133,8 +133,8 @@ def test_a_changed_file_brings_the_environment_up_to_date(tree: Tree, name: str)
     tree.pip()
     with (tree.path / name).open("a") as file:
         file.write("\n# changed\n")
-    tree.run("up")
-    assert tree.pip() == [f"-e {tree.path}"]  # still without torch: the choice is kept
+    assert "torch: none, as before" in tree.run("up")[2]
+    assert tree.pip() == [f"-e {tree.path}"]
 
 
 def test_tests_bring_the_dev_group_and_keep_it(tree: Tree) -> None:

@@ -58,6 +58,19 @@ async def test_revisions_go_on_when_the_store_was_lost(bus):
     assert await bucket.put("worker.a", b"x") > before
 
 
+async def test_a_number_of_a_lost_queue_is_nobody_elses(bus):
+    subject = names.job_subject("m", "interactive")
+    lost = await bus.enqueue(subject, b"a", msg_id="a", ttl_s=None)
+    await bus.api("STREAM.DELETE.JOBS", {})
+    await topology.ensure(bus)
+    await bus.ensure_consumer("m", "interactive")
+    seq = await bus.enqueue(subject, b"b", msg_id="b", ttl_s=None)
+    assert seq > lost
+    assert not await bus.delete_message(names.JOBS, lost)
+    info = await bus.consumer_info(names.JOBS, names.job_consumer("m", "interactive"))
+    assert lost <= info["delivered"]["stream_seq"] < seq
+
+
 async def test_waits_for_a_server_that_restarts(broker, connect):
     bus = await connect()
     broker.kill()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from shared.process import is_running
 from worker import channel, protocol
+from worker.agent.errors import FrontFailed
 from worker.channel import ChannelClosed
 from worker.child import Child
 from worker.protocol import Drain, FrontConfig, FrontStatus
@@ -14,6 +15,7 @@ from worker.protocol import Drain, FrontConfig, FrontStatus
 FRONT = (sys.executable, "-m", "worker.front")
 END_S = 5.0  # from the end of its channel to the end of its process, and from there to that of its ranks
 GONE_POLL_S = 0.01
+SILENCE_S = 30.0  # a front speaks every few seconds; one that does not is frozen, and its gateways have given it up
 
 
 class FrontProcess:
@@ -56,9 +58,12 @@ class FrontProcess:
         assert self._child is not None
         while True:
             try:
-                frame = await channel.read_frame(self._child.reader)
+                async with asyncio.timeout(SILENCE_S):
+                    frame = await channel.read_frame(self._child.reader)
             except ChannelClosed:
                 break
+            except TimeoutError:
+                raise FrontFailed(f"the front said nothing for {SILENCE_S:g} s") from None
             status = protocol.decode_front_to_agent(frame)
             self._ranks = {pid for pid in status.pids if pid != self.pid} or self._ranks
             yield status

@@ -99,6 +99,7 @@ class Front:
         self._figures = Step()
         self._blocks = 0
         self._draining = False
+        self._broken = ""  # why this front ends out of order
         self._settled = asyncio.Event()  # something ended
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -117,6 +118,7 @@ class Front:
             self.reporter.update(state="failed", reason=str(error))
             return EXIT_FAILED
         except Exception as error:
+            self._broken = f"The front broke: {type(error).__name__}: {error}"
             log.exception("front.broken", replica=self._config.replica, model=self._config.model.id)
             self.reporter.update(state="failed", reason=f"the front broke: {type(error).__name__}: {error}")
             return EXIT_FAILED
@@ -155,7 +157,7 @@ class Front:
         if self._parts is not None:
             await self._parts.pulls.pause()
             fx = Effects()
-            self._parts.table.close_all(time.monotonic(), fx)
+            self._parts.table.close_all(time.monotonic(), fx, broken=self._broken)
             await self._apply(fx)
         for task in self._tasks:
             task.cancel()

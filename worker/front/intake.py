@@ -28,6 +28,8 @@ CLAIM_S = 4.0
 CLAIM_ANSWER_S = 0.5
 CLAIM_PAUSE_S = 0.25
 
+MAX_ADDRESS = 1024  # the reply subject is sent twice with every batch, and the server's command line is bounded
+
 _SUBJECT = re.compile(r"[^\s.*>]+(?:\.[^\s.*>]+)*")
 _decode_job = msgspec.json.Decoder(Job).decode
 _decode_claimed = msgspec.json.Decoder(Claimed).decode
@@ -95,7 +97,10 @@ class Intake:
             fx.answers.append((ack, TERM))
             return None
         run = self._table.take(job, given.ack, self._clock(), fx)  # 2
-        return None if run is None else (run, given.count)
+        if run is None:
+            return None
+        run.num_deliveries = given.count
+        return run, given.count
 
     async def finish(self, run: Run, delivery_count: int, size_bytes: int) -> None:
         """The second part: until the job is in the rank, or over.
@@ -190,8 +195,8 @@ class Intake:
 def _check_addresses(job: Job) -> None:
     """Subjects that come from outside must be plain ones. Raises ValueError."""
     for what, subject in (("reply", job.reply), ("owner", job.owner)):
-        if subject is not None and not _SUBJECT.fullmatch(subject):
-            raise ValueError(f"job {job.id}: {what} {subject!r} is no subject")
+        if subject is not None and (len(subject.encode()) > MAX_ADDRESS or not _SUBJECT.fullmatch(subject)):
+            raise ValueError(f"job {job.id}: {what} {subject[:120]!r} is no subject")
 
 
 def _is_taken(run: Run) -> bool:

@@ -24,6 +24,7 @@ PROGRESS_S = 1.5  # of the consumer's ack_wait of 5 s
 WORKING_S = 1.0
 CONFIRM_S = 5.0
 CONFIRM_GIVE_UP_S = 60.0
+MAX_DELIVERIES = 4  # of a job that nobody supervises; the consumer's max_deliver is 6
 REPLAY_S = 60.0
 REPLAY_BYTES = 64 << 20
 REPLAY_DELTA_TOKENS = 4096
@@ -167,7 +168,10 @@ class JobTable:
         self, run: Run, kind: FailureKind, message: str, now: float, fx: Effects, param: str | None = None
     ) -> None:
         """The attempt ends without a result. What nobody supervises goes back to the queue where that may help."""
-        if kind in ("replica_lost", "shutting_down") and not run.is_supervised:
+        # Nobody else counts the attempts of such a job: a poison would go round until the queue gives up on it, and
+        # then stay there.
+        is_last = kind == "replica_lost" and run.num_deliveries >= MAX_DELIVERIES
+        if kind in ("replica_lost", "shutting_down") and not run.is_supervised and not is_last:
             self.drop(run, NAK, fx)
             return
         run.verdict = Failed(run.job.id, run.job.attempt, kind, message, param)
@@ -191,8 +195,15 @@ class JobTable:
         by_key = self._by_key
         for output in step.outputs:
             run = by_key.get(output.key)
-            if run is not None:  # else aborted after the rank began this step
+            if run is None:
+                continue  # aborted after the rank began this step
+            try:
                 self._on_output(run, output, now, fx)
+            except RankFault:
+                raise
+            except Exception as error:  # one answer that cannot be turned into text must not end all the others
+                message = f"The output could not be turned into text: {type(error).__name__}: {error}"
+                self.fail(run, "engine_error", message, now, fx)
         for prefilling in step.prefilling:
             run = by_key.get(prefilling.key)
             if run is not None:
@@ -311,11 +322,12 @@ class JobTable:
         for run in self._open.values():
             self.note_progress(run, now, fx)
 
-    def close_all(self, now: float, fx: Effects) -> None:
-        """The front goes: hand back what runs, answer what is done."""
+    def close_all(self, now: float, fx: Effects, *, broken: str = "") -> None:
+        """The front goes: hand back what runs, answer what is done. `broken`: why, if it does not go in order."""
+        kind: FailureKind = "replica_lost" if broken else "shutting_down"
         for run in list(self._open.values()):
             if run.is_active:
-                self.fail(run, "shutting_down", "The replica is shutting down.", now, fx)
+                self.fail(run, kind, broken or "The replica is shutting down.", now, fx)
             elif run.state == "finished":
                 self._close(run, ACK, now, fx)
 

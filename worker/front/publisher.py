@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shared import messages, names
-from shared.errors import BusUnavailable, PayloadTooLarge
+from shared.errors import BadSubject, BusUnavailable, PayloadTooLarge
 from shared.log import get
 from shared.messages import DeltaBatch, Item
 
@@ -42,5 +42,7 @@ class Publisher:
             await self._bus.publish(reply, payload, reply=names.no_responders(self._replica, reply))
         except BusUnavailable:
             pass
+        except BadSubject as error:
+            log.error("reply.unusable", error=str(error))
         except PayloadTooLarge as error:
             log.error("item.too_large", reply=reply, size_bytes=error.size, limit_bytes=error.limit)

@@ -11,6 +11,7 @@ from worker.protocol import FrontStatus
 
 STATE_GAP_S = 0.1
 FIGURES_GAP_S = 0.5
+BEAT_S = 5.0  # also without a change: an agent ends a front that says nothing
 _FIGURES = {"running": 0, "waiting": 0, "blocks_free": 0, "last_used_s": 0.0, "done_bytes": 0}
 
 
@@ -41,7 +42,11 @@ class Reporter:
     async def run(self) -> None:
         """Send changes, for ever."""
         while True:
-            await self._changed.wait()
+            try:
+                async with asyncio.timeout(BEAT_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._sent = None
             while (wait_s := self._due_s()) > 0:  # noqa: ASYNC110  (it waits for the time, not for a change)
                 await asyncio.sleep(wait_s)
             self.flush()

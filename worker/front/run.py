@@ -24,6 +24,7 @@ class Run:
 
     def __init__(self, job: Job, ack: str, now: float, queue_s: float) -> None:
         self.job = job
+        self.num_deliveries = 1  # by the queue, so far
         self.ack = ack  # subject that answers the delivery; empty after it was answered
         self.state: RunState = "taken"
         self.answer = b""  # what it was answered with

@@ -329,8 +329,24 @@ def test_a_claim_of_a_silent_job_is_granted_under_a_new_number() -> None:
     assert text(flight.take()) == " t1"
 
 
-def test_a_claim_by_the_replica_that_has_it_is_dropped() -> None:
-    assert running().on_claim(claim(replica="A"), 50.0) == Claimed(drop=True)
+def test_a_claim_by_the_replica_that_seems_to_have_it_is_granted() -> None:
+    """It would not ask if it had it: it said `Working` while it waited for an answer, or it has dropped the job."""
+    flight = a_flight()
+    flight.on_published(1, 11, 0.1)
+    flight.on_item("B", "v", Working("j", 1, "queued"), 6.0)
+    assert flight.on_claim(claim(), 6.1).attempt == 2
+    assert flight.on_item("B", "v", accepted(2), 6.2) == ()
+    assert (flight.state, flight.replica) == ("running", "B")
+
+
+def test_a_claim_whose_answer_was_lost_gets_the_same_answer() -> None:
+    flight = running()
+    first = flight.on_claim(claim(), 5.0)
+    assert flight.on_claim(claim(), 5.5) == first
+    assert flight.on_claim(claim(replica="C"), 5.6) == Claimed(drop=True)
+    assert flight.moves == ["claim"]
+    flight.on_lost("B", "dead", 6.0)
+    assert flight.on_claim(claim(), 6.1) == Claimed(drop=True)
 
 
 def test_a_claim_of_a_job_that_nobody_answered_for_is_granted() -> None:

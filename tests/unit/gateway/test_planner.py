@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import msgspec
+
 from gateway.placement.planner import Plan, View, plan
 from shared.records import (
     Assigned,
@@ -221,6 +223,13 @@ def test_a_changed_model_is_assigned_anew_where_it_is() -> None:
 
 def test_a_new_leader_alone_is_no_reason_to_write() -> None:
     assert plan(view(["a"], [loaded("a")], [a_worker("w1")], [want("w1", "a")]), epoch=99).changes == []
+
+
+def test_a_worker_is_not_told_what_it_takes_for_the_past() -> None:
+    """The bucket was lost: the assignment begins anew, above the generation that the worker has followed."""
+    worker = msgspec.structs.replace(a_worker("w1"), epoch=1, generation=7)
+    (change,) = plan(view(["a"], [loaded("a")], [worker]), epoch=1).changes
+    assert (change.epoch, change.generation) == (1, 8)
 
 
 def test_the_older_wish_is_served_first() -> None:

@@ -380,3 +380,38 @@ def test_cached_tokens_are_those_every_choice_found() -> None:
     table.step(out("a", cached=0), out("b", choice=1, cached=2))
     (_, _, done) = items(table.step(out("a", 1, "stop"), out("b", 1, "stop", choice=1)))
     assert isinstance(done, Done) and done.usage.cached_tokens == 0
+
+
+def test_an_answer_that_cannot_be_turned_into_text_ends_alone() -> None:
+    table = Table()
+    run, _ = table.start(job())
+    table.start(job("k"), ack="other")
+
+    def fail(ids: list[int]) -> Any:
+        raise IndexError("no such mark")
+
+    run.choices[0]._stream.feed = fail  # type: ignore[union-attr, method-assign]
+    fx = table.step(out("a"), out("b", key="k#1"))
+    failed, delta = items(fx)
+    assert isinstance(failed, Failed) and (failed.job, failed.kind) == ("j", "engine_error")
+    assert isinstance(delta, Delta) and delta.text == "b"
+    assert fx.aborts == [("j#1", -1)] and fx.answers == [("ack", TERM)]
+
+
+def test_a_job_that_nobody_supervises_is_not_handed_back_for_ever() -> None:
+    table = Table()
+    run, _ = table.start(job(owner=None))
+    run.num_deliveries = jobs.MAX_DELIVERIES
+    fx = Effects()
+    table.rank_died("the rank died", 1.0, fx)
+    (failed,) = items(fx)
+    assert isinstance(failed, Failed) and fx.answers == [("ack", TERM)]
+
+
+def test_a_front_that_breaks_says_so() -> None:
+    table = Table()
+    table.start(job())
+    fx = Effects()
+    table.close_all(1.0, fx, broken="it broke")
+    (failed,) = items(fx)
+    assert isinstance(failed, Failed) and (failed.kind, failed.message) == ("replica_lost", "it broke")
