@@ -102,6 +102,10 @@ class Intake:
         run.num_deliveries = given.count
         return run, given.count
 
+    def is_short(self, delivery_count: int, size_bytes: int) -> bool:
+        """Whether `finish` waits for nobody: there is no claim to make, and little text."""
+        return delivery_count == 1 and size_bytes < THREAD_BYTES
+
     async def finish(self, run: Run, delivery_count: int, size_bytes: int) -> None:
         """The second part: until the job is in the rank, or over.
 
