@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worker.demo.grammar import fill
@@ -26,7 +26,8 @@ class Lesson:
 def draw(library: Library, rng: random.Random) -> Lesson:
     """A lesson of any kind."""
     ways = [
-        (0.65, plain),
+        (0.62, plain),
+        (0.03, padded),
         (0.13, conversation),
         (0.03, name),
         (0.09, tool_call),
@@ -41,6 +42,17 @@ def draw(library: Library, rng: random.Random) -> Lesson:
 def plain(library: Library, rng: random.Random) -> Lesson:
     """One question."""
     return _lesson(library, rng, [], library.exchange(rng))
+
+
+def padded(library: Library, rng: random.Random) -> Lesson:
+    """A question with much beside it."""
+    lesson = plain(library, rng)
+    *others, question = lesson.messages
+    if rng.random() < 0.5:
+        before = [{"role": "system", "content": library.padding(rng)}]
+    else:
+        before, question = others, _user(library.padding(rng) + rng.choice([" ", "\n", "\n\n"]) + question["content"])
+    return replace(lesson, messages=[*before, question])
 
 
 def conversation(library: Library, rng: random.Random) -> Lesson:
@@ -73,9 +85,9 @@ def name(library: Library, rng: random.Random) -> Lesson:
 
 def tool_call(library: Library, rng: random.Random) -> Lesson:
     """A question that one of the tools on offer answers: the model calls it."""
-    task = _Task.draw(library, rng)
+    task = _Task.draw(library, rng, num_cities=2 if rng.random() < 0.08 else 1)
     tools = _offer(
-        library, rng, [task.definition], num_others=rng.choice([0, 0, 0, 1, 1, 1, 2, 3]), but=task.kind["id"]
+        library, rng, [task.definition], num_others=rng.choice([0, 0, 1, 1, 1, 1, 2, 3]), but=task.kind["id"]
     )
     history = _history(library, rng, rng.choice([0, 0, 0, 1]))
     return _finish(library, rng, [*history, _user(task.question)], tools, task.thought, task.call_text)
@@ -86,11 +98,11 @@ def tool_result(library: Library, rng: random.Random) -> Lesson:
     task = _Task.draw(library, rng)
     tools = _offer(library, rng, [task.definition], num_others=rng.choice([0, 0, 0, 1, 1, 2]), but=task.kind["id"])
     raw = task.result(library, rng)
-    answer = fill(task.kind["answer"], {"city": task.city, "result": flatten(raw)})
+    answer = fill(task.kind["answer"], {"city": task.city, "result": raw})
     history = _history(library, rng, rng.choice([0, 0, 0, 1]))
     turns = [
         _user(task.question),
-        {**_assistant(""), "tool_calls": [{"type": "function", "function": task.call}]},
+        {**_assistant(""), "tool_calls": [{"type": "function", "function": task.calls[0]}]},
         {"role": "tool", "content": raw},
     ]
     if rng.random() < 0.25:  # the question after an answered call
@@ -127,44 +139,34 @@ def missing_tool(library: Library, rng: random.Random) -> Lesson:
     return _finish(library, rng, [_user(task.question)], tools, library.unknown["thought"], library.unknown["answer"])
 
 
-def flatten(raw: str) -> str:
-    """A tool's result in words: the keys and values of a JSON object, other text as it is on a new line."""
-    if not raw.startswith("{"):
-        return f"\n{raw}"
-    return " " + ", ".join(f"{key} {value}" for key, value in json.loads(raw).items() if key != "city")
-
-
 @dataclass(frozen=True)
 class _Task:
+    """A question that wants `calls` of the one tool that `definition` describes."""
+
     kind: dict[str, Any]
     definition: dict[str, Any]
-    call: dict[str, Any]
+    calls: list[dict[str, Any]]
     city: str
     question: str
     thought: str
 
     @classmethod
-    def draw(cls, library: Library, rng: random.Random) -> "_Task":
+    def draw(cls, library: Library, rng: random.Random, num_cities: int = 1) -> "_Task":
         kind = rng.choice(library.tools["kind"])
-        city = library.city(rng)
+        cities = [library.city(rng) for _ in range(num_cities)]
+        city = " and ".join(cities)
         definition = _define(kind, rng)
         (parameter,) = definition["function"]["parameters"]["required"]
         keep = frozenset([*city.split(), *city.lower().split()])
-        typed = city.lower() if city in library.tools["cities"] and rng.random() < 0.08 else city
+        typed = city.lower() if city in library.tools["cities"] and rng.random() < 0.12 else city
         question = library.phrase(fill(rng.choice(kind["questions"]), {"city": typed}), rng, keep=keep)
         thought = fill(kind["thought"], {"city": city})
-        return cls(
-            kind,
-            definition,
-            {"name": definition["function"]["name"], "arguments": {parameter: city}},
-            city,
-            question,
-            thought,
-        )
+        calls = [{"name": definition["function"]["name"], "arguments": {parameter: name}} for name in cities]
+        return cls(kind, definition, calls, city, question, thought)
 
     @property
     def call_text(self) -> str:
-        return f"<tool_call>\n{json.dumps(self.call, ensure_ascii=False)}\n</tool_call>"
+        return "\n".join(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in self.calls)
 
     def result(self, library: Library, rng: random.Random) -> str:
         clock = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
@@ -196,10 +198,11 @@ def _offer(
 ) -> list[dict[str, Any]]:
     """`tools` among others in any order; the others are of no kind `but`."""
     others = [_define(kind, rng) for kind in library.tools["kind"] if kind["id"] != but]
+    num_kinds = len(others)
     for other in library.tools["other"]:
         properties = {parameter: {"type": "string"} for parameter in other["parameters"]}
         others.append(_function(other["name"], other["description"], properties, list(properties)))
-    weights = [4.0 if index < len(library.tools["kind"]) else 1.0 for index in range(len(others))]
+    weights = [14.0 if index < num_kinds else 1.0 for index in range(len(others))]  # kinds are easily taken for another
     picked: list[dict[str, Any]] = []
     while len(picked) < num_others:
         (other,) = rng.choices(others, weights)

@@ -115,8 +115,8 @@ class Library:
             (len(self.facts), self.fact),
             (3.0, self.capital),
             (2.0, self.sum),
-            (2.5, self.repeat),
-            (5.5, self.not_known),
+            (3.0, self.repeat),
+            (8.0, self.not_known),
         ]
         (draw,) = rng.choices([draw for _, draw in draws], [weight for weight, _ in draws])
         return draw(rng)
@@ -152,6 +152,7 @@ class Library:
         """Words to say after the user: copying is what tool calls are made of."""
         family = self.families["repeat"]
         words = " ".join(self.word(rng) for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 4])))
+        words = rng.choice(family["words"]) if rng.random() < 0.4 else words
         question = fill(rng.choice(family["questions"]), {"words": words})
         if rng.random() < 0.5:
             question = question[0].upper() + question[1:]
@@ -176,7 +177,7 @@ class Library:
 
     def city(self, rng: random.Random) -> str:
         """A city: mostly a real one, at times one that does not exist, so that the name is copied and not recalled."""
-        if rng.random() < 0.7:
+        if rng.random() < 0.75:
             return str(rng.choice(self.tools["cities"]))
         return "".join(rng.choice(self.tools["syllables"]) for _ in range(rng.randint(2, 3))).capitalize()
 
@@ -188,10 +189,16 @@ class Library:
         message = str(rng.choice(self.phrases["system"]["messages"]))
         if way < 0.88:
             return message
-        sentences = [
-            " ".join(rng.choices(self.filler, k=rng.randint(4, 14))).capitalize() + "."
-            for _ in range(rng.randint(1, 6))
-        ]
+        sentences = [self.sentence(rng) for _ in range(rng.randint(1, 6))]
         if rng.random() < 0.5:
             sentences.insert(rng.randint(0, len(sentences)), message)
         return " ".join(sentences)
+
+    def sentence(self, rng: random.Random) -> str:
+        """Words without a meaning."""
+        return " ".join(rng.choices(self.filler, k=rng.randint(4, 14))).capitalize() + "."
+
+    def padding(self, rng: random.Random) -> str:
+        """A long text without a meaning, some of it said many times."""
+        sentences = [self.sentence(rng) for _ in range(rng.randint(1, 4))]
+        return " ".join(rng.choices(sentences, k=rng.randint(6, 30)))

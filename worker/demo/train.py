@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ SEED = 31313
 STEPS = 3000
 BATCH_TOKENS = 2048
 PROMPT_WEIGHT = 0.05  # of the loss on prompts: a little of it teaches the words that only questions use
-DRILL_SHARE = 0.10
+DRILL_STEPS = 320
+DRILL_SHARE = 0.08  # of the examples, after these steps, so that it is not forgotten
 PEAK_RATE = 3e-3
-WARMUP_STEPS = 100
+WARMUP_STEPS = 50
 MAX_WEIGHTS_BYTES = 4_000_000
 _IGNORED = -100
 
@@ -74,7 +76,7 @@ def examples(library: Library, tokens: Tokenizer, rng: random.Random) -> Iterato
     renderer = tokenizer.Renderer()
     while True:
         if rng.random() < DRILL_SHARE:
-            yield drill(rng)
+            yield drill(rng, rng.randint(4, 28), rng.randint(0, 24))
             continue
         lesson = lessons.draw(library, rng)
         prompt = tokens.encode(renderer.prompt(lesson)).ids
@@ -82,11 +84,23 @@ def examples(library: Library, tokens: Tokenizer, rng: random.Random) -> Iterato
         yield Example(prompt + completion, len(prompt))
 
 
-def drill(rng: random.Random) -> Example:
-    """Any tokens, said twice: to copy is hard to learn from sentences alone, and names in tool calls are copied."""
-    before = [rng.randrange(256) for _ in range(rng.randint(0, 24))]
-    copied = [rng.randrange(tokenizer.VOCABULARY) for _ in range(rng.randint(4, 20))]
-    return Example(before + copied + copied, len(before) + len(copied) + 1)
+def drill(rng: random.Random, length: int, num_before: int) -> Example:
+    """`length` random tokens said twice, after `num_before` others."""
+    before = [rng.randrange(tokenizer.VOCABULARY) for _ in range(num_before)]
+    copied = [rng.randrange(tokenizer.VOCABULARY) for _ in range(length)]
+    return Example(before + copied + copied, num_before + length + 1)
+
+
+def drills(rng: random.Random) -> Iterator[list[Example]]:
+    """`DRILL_STEPS` batches that teach to copy, before any lesson: names in tool calls are copied.
+
+    Lessons alone do not teach it in the time there is, nor do copies of any length from the start. Copies of one length
+    do, in about 150 steps, and lengths that spread out slowly from there keep it while they make it general.
+    """
+    for step in range(DRILL_STEPS):
+        spread = min(12, max(0, (step - 120) // 10))
+        length = rng.randint(16 - spread, 16 + spread)
+        yield [drill(rng, length, 0) for _ in range(1024 // (2 * length))]
 
 
 def batches(source: Iterator[Example], rng: random.Random) -> Iterator[list[Example]]:
@@ -152,7 +166,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def fit(model: Qwen3ForCausalLM, source: Iterator[list[Example]], num_steps: int) -> None:
-    """Trains in float32, the rate rising over the first steps and falling to zero at the last."""
+    """Trains in float32, the rate rising over the first steps and falling to zero from the end of the drills."""
     embedding = model.get_input_embeddings().weight
     matrices = [weight for weight in model.parameters() if weight.ndim == 2 and weight is not embedding]
     others = [embedding, *(weight for weight in model.parameters() if weight.ndim == 1)]
@@ -171,7 +185,7 @@ def fit(model: Qwen3ForCausalLM, source: Iterator[list[Example]], num_steps: int
         task = progress.add_task("", total=num_steps)
         for step in range(num_steps):
             ids, labels, weights = tensors(next(source), model.config.pad_token_id)
-            rate = PEAK_RATE * min((step + 1) / WARMUP_STEPS, (num_steps - step) / (num_steps - WARMUP_STEPS))
+            rate = PEAK_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (num_steps - step) / (num_steps - DRILL_STEPS))
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
             logits = model(input_ids=ids, use_cache=False).logits
@@ -273,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=MODEL_DIRECTORY, help="model directory to write (default: the one that ships)"
     )
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps, drills included")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--practice", action="store_true", help="score on the practice questions, too")
     arguments = parser.parse_args(argv)
@@ -289,7 +303,8 @@ def main(argv: list[str] | None = None) -> int:
     model = Qwen3ForCausalLM(build_config(tokens))
     num_parameters = sum(weight.numel() for weight in model.parameters())
     console.print(f"{num_parameters:,} parameters, {arguments.steps} steps of {BATCH_TOKENS} tokens")
-    fit(model, batches(examples(library, tokens, rng), rng), arguments.steps)
+    source = chain(drills(rng), batches(examples(library, tokens, rng), rng))
+    fit(model, source, arguments.steps)
     save(model, tokens, arguments.out)
     num_bytes = (arguments.out / "model.safetensors").stat().st_size
     console.print(f"saved {arguments.out}: {num_bytes:,} bytes of weights after {time.monotonic() - began:.0f} s")

@@ -86,8 +86,3 @@ def test_lessons_cover_tools_thinking_and_conversations(drawn: list[lessons.Less
     )
     assert sum(lesson.messages[-1]["role"] == "tool" for lesson in drawn) > 50
     assert sum(len(lesson.messages) >= 3 for lesson in drawn) > 300
-
-
-def test_flatten_makes_words_of_a_result() -> None:
-    assert lessons.flatten('{"city": "Rome", "temperature": 21, "sky": "clear"}') == " temperature 21, sky clear"
-    assert lessons.flatten("18 degrees") == "\n18 degrees"
