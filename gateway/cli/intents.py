@@ -27,7 +27,8 @@ def demo_model() -> ModelRecord:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder).absolute() / "demo" / "model"
         if (path / "config.json").exists():
-            return ModelRecord(id=DEMO, source=str(path), created_s=time.time())
+            # So small a model knows best what comes first to its mind.
+            return ModelRecord(id=DEMO, source=str(path), sampling={"temperature": 0.0}, created_s=time.time())
     raise CliError("the demo model is not installed here. Name a model with --model.")
 
 

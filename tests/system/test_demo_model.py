@@ -26,7 +26,13 @@ class Asker:
 
     def message(self, text: str, **fields: Any) -> dict[str, Any]:
         """The message that answers a question."""
-        body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 200, **fields}
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": 200,
+            "temperature": 0,
+            **fields,
+        }
         response = self._http.post("/chat/completions", json=body)
         assert response.status_code == 200, response.text
         message: dict[str, Any] = response.json()["choices"][0]["message"]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from worker.demo import MODEL_DIRECTORY
-from worker.demo.score import questions, score_tools
-from worker.demo.tokenizer import CHAT_TEMPLATE
+from worker.demo.score import questions, score_tools, tools
+from worker.demo.tokenizer import CHAT_TEMPLATE, Renderer
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
@@ -61,6 +61,14 @@ def test_the_shipped_template_is_the_one_of_the_text() -> None:
     assert (MODEL_DIRECTORY / "chat_template.jinja").read_text() == CHAT_TEMPLATE
 
 
+def test_transformers_renders_the_template_as_the_trainer_did() -> None:
+    tokens = transformers.AutoTokenizer.from_pretrained(MODEL_DIRECTORY)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße <b>?"}]
+    for variables in ({}, {"tools": tools()}, {"enable_thinking": True}):
+        rendered = tokens.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
+        assert rendered == Renderer().text(messages, **variables)
+
+
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
@@ -103,8 +111,6 @@ def test_it_calls_tools(pupil: Pupil) -> None:
 
 
 def test_it_tells_what_a_tool_found(pupil: Pupil) -> None:
-    from worker.demo.score import tools
-
     call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
     messages = [
         {"role": "user", "content": "What is the weather in Paris?"},
