@@ -41,11 +41,20 @@ class Sampling(Struct, omit_defaults=True, kw_only=True):
     logprobs: int | None = None  # None: none; k ≥ 0: of the chosen token and of the k most likely
 
 
+class Constraint(Struct, omit_defaults=True, kw_only=True):
+    """What the answer's content must match, whatever the model would rather say. Reasoning before it stays free."""
+
+    kind: Literal["json_object", "json_schema", "regex", "grammar"]
+    value: Any = None  # json_schema: the schema; regex: its text; grammar: a Lark grammar; json_object: nothing
+
+
 class Prompt(Struct, omit_defaults=True, kw_only=True):
     """What the model reads: exactly one of `messages`, `text` and `ids` is set."""
 
     messages: list[dict[str, Any]] | None = None  # OpenAI chat messages, as the chat template takes them
     tools: list[dict[str, Any]] = []  # OpenAI function tools
+    tool_choice: str = "auto"  # auto, none (shown, but not to be called), required, or =<name> of the one to call
+    parallel_tool_calls: bool = True  # False: at most one call in an answer
     template: dict[str, Any] = {}  # further variables of the chat template (enable_thinking …)
     text: str | None = None
     ids: list[int] | None = None
@@ -67,6 +76,7 @@ class Job(Struct, omit_defaults=True, kw_only=True):
     prompt: Prompt
     v: int = VERSION
     sampling: Sampling = msgspec.field(default_factory=Sampling)
+    constraint: Constraint | None = None
     attempt: int = 1  # fencing token: a higher attempt makes the lower ones void
     owner: str | None = None  # rpc subject that answers Claim and Ping and sends Confirm; None: nobody supervises
     on_owner_lost: Literal["drop", "adopt"] = "drop"
@@ -81,12 +91,12 @@ class Job(Struct, omit_defaults=True, kw_only=True):
 
 
 class ToolCall(Struct, omit_defaults=True):
-    """A whole tool call, recognised in the output."""
+    """A piece of a tool call, recognised in the output. Pieces of one index join: id and name stand in the first."""
 
     index: int
-    id: str
-    name: str
-    arguments: str  # JSON text
+    id: str = ""
+    name: str = ""
+    arguments: str = ""  # JSON text, or the next part of it
 
 
 class TokenLogprob(Struct, array_like=True):

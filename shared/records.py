@@ -129,6 +129,23 @@ class ModelRecord(Struct, omit_defaults=True, kw_only=True):
     max_slots: int = 0  # 0: the worker's default
     sampling: dict[str, Any] = {}  # defaults that go before generation_config.json
     options: dict[str, Any] = {}  # of the back end
+    quantization: str = ""  # "": as the checkpoint is; int8, int4
+    task: Literal["generate", "embed"] = "generate"
+    aliases: list[str] = []  # further names under which it may be asked for
+    description: str = ""
+    capabilities: dict[str, bool] = {}  # declared over what the checkpoint says: tools, reasoning, vision
+    cost: dict[str, float] = {}  # per million tokens: input, output, cached_input
+    chat_template: str = ""  # in place of the checkpoint's own
+    tool_convention: str = ""  # in place of the one recognised from the template
+    devices: int = 1  # devices of one replica on one worker (tensor parallel)
+    memory_floor_bytes: int = 0  # per device; 0: only what the estimate says
+    workers: list[str] = []  # that may run it; empty: all
+    residency: int = 0  # class; a model displaces its own class and those below
+    pinned: bool = False  # never displaced
+    priority: int = 0  # within a class, where the strategy is "priority"
+    keep_alive_s: float = 0.0  # unloaded after so long without a job; 0: stays until displaced
+    min_replicas: int = 0  # kept loaded without demand
+    max_replicas: int = 1  # at most, as the backlog grows
     created_s: float = 0.0
     v: int = VERSION
 

@@ -120,6 +120,8 @@ class Submit(Struct, tag="submit", kw_only=True):
     choices: list[Choice]
     sample: Sample
     batch_class: bool = False  # behind every interactive job
+    grammar: str = ""  # in the constraint library's own form; already found to compile
+    owner: str = ""  # whose share of the engine it takes: jobs of different owners take turns
 
 
 class Abort(Struct, tag="abort"):
