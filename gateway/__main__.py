@@ -1,8 +1,10 @@
 """`python -m gateway [--config FILE]`: one gateway, until SIGTERM or SIGINT."""
 
 import argparse
+import gc
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chosen = settings.load(settings.GatewaySettings, given.config, overrides)
         log.setup(chosen.log_level, "gateway")
-        uvloop.run(serve(chosen, on_ready=_print if given.json else None))
+        uvloop.run(serve(chosen, on_ready=partial(_ready, as_json=given.json)))
     except PlexusError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def _print(ready: dict[str, Any]) -> None:
-    print(json.dumps(ready), flush=True)
+def _ready(ready: dict[str, Any], *, as_json: bool) -> None:
+    gc.collect()
+    gc.freeze()  # what is loaded by now lives as long as the process
+    if as_json:
+        print(json.dumps(ready), flush=True)
 
 
 if __name__ == "__main__":

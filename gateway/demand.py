@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.catalogue import Catalogue
 from gateway.dispatch import Dispatcher
-from gateway.errors import Unavailable
+from gateway.errors import ApiError, CapacityExceeded, Unavailable
 from gateway.tasks import Tasks
 from shared import log as logs
 from shared import names
@@ -32,6 +32,7 @@ class Demand:
         self._catalogue = catalogue
         self._tasks = Tasks()
         self._asking: set[str] = set()
+        self._words: dict[str, Ensured] = {}  # by model, the leader's latest
 
     def start(self) -> None:
         """Begin to ask again for models that jobs still wait for."""
@@ -47,12 +48,17 @@ class Demand:
             self._asking.add(model)
             self._tasks.spawn(self._ask(model), "demand")
 
+    def word(self, model: str) -> Ensured | None:
+        """What the placement leader last said of a model that jobs here wait for; None when it was not asked."""
+        return self._words.get(model)
+
     async def _remind(self) -> None:
         while True:
             await asyncio.sleep(REMIND_S)
             waited_for = {flight.model for flight in self._dispatcher.streams.flights.values() if not flight.replica}
+            self._words = {model: word for model, word in self._words.items() if model in waited_for}
             for model in waited_for:
-                if self._catalogue.state(model) == "cold":
+                if self._catalogue.state(model) not in ("ready", "loading"):
                     self.ask(model)
 
     async def _ask(self, model: str) -> None:
@@ -75,11 +81,18 @@ class Demand:
             self._asking.discard(model)
 
     def _told(self, model: str, answer: Ensured) -> None:
+        self._words[model] = answer
         # A model that an operator unloaded may be loaded again: its jobs wait, as the queue is for.
-        if answer.state != "unknown":
+        error: ApiError
+        if answer.state == "cannot_fit":
+            text = f"No worker of this fleet is large enough for the model {model!r}: {answer.reason}."
+            error = CapacityExceeded(text, param="model")
+        elif answer.state == "unknown":
+            text = f"The model {model!r} is not loaded, and will not be: {answer.reason}."
+            error = Unavailable(text, retry_after_s=30)
+        else:
             return
         now = self._dispatcher.clock()
-        error = Unavailable(f"The model {model!r} is not loaded, and will not be: {answer.reason}.", retry_after_s=30)
         for flight in list(self._dispatcher.streams.flights.values()):
             if flight.model == model and not flight.replica:
                 self._dispatcher.perform(flight.id, flight.fail(error, now))

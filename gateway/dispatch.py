@@ -1,7 +1,7 @@
 """Publishes jobs and performs what flights decide: the only module that acts on the bus for a request."""
 
 import asyncio
-import math
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,10 +17,9 @@ from gateway.suspects import Suspects
 from gateway.tasks import Tasks
 from shared import log as logs
 from shared import names
-from shared.bus import Bus, Msg, Subscription
+from shared.bus import Answer, Bus, Msg, Subscription
 from shared.errors import BadSubject, BusError, NoResponders, PayloadTooLarge, QueueFull
 from shared.messages import Cancel, Claim, Claimed, Confirm, Job, OwnerRequest, Pong, Replay, Replayed, encode
-from shared.names import JobClass
 from shared.settings import GatewaySettings
 
 REPLAY_S = 1.0
@@ -44,6 +43,7 @@ class Dispatcher:
         self.streams = Streams()
         self.suspects = Suspects()
         self.clock: Callable[[], float] = time.monotonic
+        self.on_end: Callable[[Flight], None] = lambda flight: None  # a job is over
         self.on_refused: Callable[[str], None] = lambda replica: None  # a replica did not answer: look after it
         self._bus = bus
         self._settings = settings
@@ -51,6 +51,7 @@ class Dispatcher:
         self._tasks = Tasks()
         self._sender = Tasks()
         self._subscriptions: list[Subscription] = []
+        self.busy = asyncio.Event()  # set while there are jobs
         self._is_stopping = False
         self._cancels: _Notes = defaultdict(list)
         self._confirms: _Notes = defaultdict(list)
@@ -59,7 +60,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Listen for deltas and claims."""
         self._subscriptions = [
-            await self._bus.subscribe(names.delta_subject(self.id), self._on_batch),
+            await self._bus.listen(names.delta_subject(self.id), self._on_batch),
             await self._bus.subscribe(names.gateway_rpc(self.id), self._on_rpc),
         ]
         self._sender.spawn(self._send_notes(), "dispatch.notes")
@@ -83,25 +84,29 @@ class Dispatcher:
 
     # --- requests --------------------------------------------------------------------------------------------
 
-    def submit(self, request: InferenceRequest, job_id: str, job_class: JobClass = "interactive") -> Flight:
-        """Publish a job for this request. Failures come out of the flight.
+    def submit(self, request: InferenceRequest, job_id: str, model: str = "") -> Flight:
+        """Publish a job for this request. Failures come out of the flight. `model`: whose alias the request names.
 
         Raises QueueFull and ShuttingDown (of gateway.errors), which need no job to be known.
         """
         if self._is_stopping:
             raise errors.ShuttingDown
-        waiting = sum(1 for one in self.streams.flights.values() if one.model == request.model and not one.accepted)
+        model = model or request.model
+        waiting = sum(1 for one in self.streams.flights.values() if one.model == model and not one.accepted)
         if waiting >= self._settings.max_queue_per_model:
             raise errors.QueueFull(request.model, waiting)
         now = self.clock()
         job = Job(
             id=job_id,
-            model=request.model,
+            model=model,
             reply=names.delta_subject(self.id),
             owner=names.gateway_rpc(self.id),
             prompt=request.prompt,
             sampling=request.sampling,
-            job_class=job_class,
+            task=request.task,
+            inputs=list(request.inputs),
+            constraint=request.constraint,
+            job_class=request.job_class,
             deadline_s=time.time() + self._settings.job_deadline_s,
             estimate_tokens=request.estimate_tokens,
         )
@@ -109,7 +114,8 @@ class Dispatcher:
         flight = Flight(job, max_attempts=self._settings.max_attempts, deadline=deadline, now=now)
         flight.on_hold = self._measure
         self.streams.add(flight)
-        self._metrics.in_flight.labels(flight.model).inc()
+        self.busy.set()
+        self._metrics.entered(flight.model)
         self.perform(flight.id, (Publish(flight.attempt),))
         return flight
 
@@ -138,7 +144,10 @@ class Dispatcher:
                     self._tasks.spawn(self._replay(flight, action), "dispatch.replay")
                 elif type(action) is End:
                     self.streams.remove(flight)
-                    self._metrics.in_flight.labels(flight.model).dec()
+                    if not self.streams.flights:
+                        self.busy.clear()
+                    self.on_end(flight)
+                    self._metrics.left(flight.model)
 
     def _publish(self, flight: Flight, action: Publish) -> None:
         if action.reason:
@@ -151,21 +160,36 @@ class Dispatcher:
                 attempt=action.attempt,
                 tokens=flight.num_tokens,
             )
-        self._tasks.spawn(self._enqueue(flight, action.attempt), "dispatch.publish")
+        job = posted = None
+        if (
+            not flight.is_suspect
+            and self._bus.is_connected
+            and self._bus.is_ensured(flight.model, flight.job.job_class)
+        ):
+            job = flight.job_to_publish(time.time())
+            with contextlib.suppress(BusError):  # the task meets it again, and knows what to do
+                posted = self._bus.post(*self._addressed(flight, job))
+        self._tasks.spawn(self._enqueue(flight, action.attempt, job, posted), "dispatch.publish")
 
-    async def _enqueue(self, flight: Flight, attempt: int) -> None:
-        """The first attempt fails soon, as nobody has seen anything of it; later ones are tried to the deadline."""
+    def _addressed(self, flight: Flight, job: Job) -> tuple[str, bytes, str, float]:
+        """Subject, payload, message id and lifetime of a job in the queue."""
+        ttl_s = max(1.0, flight.deadline - self.clock())
+        return names.job_subject(job.model, job.job_class), encode(job), f"{job.id}.{job.attempt}", ttl_s
+
+    async def _enqueue(self, flight: Flight, attempt: int, job: Job | None, posted: Answer | None) -> None:
+        """The first attempt fails soon, as nobody has seen anything of it; later ones are tried to the deadline.
+
+        `posted`: `job` is on its way already.
+        """
         if flight.is_suspect and not await self._wait_for_turn(flight, attempt):
             return
-        job = flight.job_to_publish(time.time())
-        payload = encode(job)
-        subject = names.job_subject(job.model, job.job_class)
+        job = job or flight.job_to_publish(time.time())
         patience = flight.deadline if attempt > 1 else self.clock() + PUBLISH_S
         while flight.attempt == attempt and not flight.is_over:
-            ttl_s = max(1, math.ceil(flight.deadline - self.clock()))
             try:
                 await self._bus.ensure_consumer(job.model, job.job_class)
-                seq = await self._bus.enqueue(subject, payload, msg_id=f"{job.id}.{attempt}", ttl_s=ttl_s)
+                answer, posted = posted, None
+                seq = await self._bus.enqueue(*self._addressed(flight, job), posted=answer)
             except PayloadTooLarge as error:
                 problem: errors.ApiError = errors.JobTooLarge(error.size, error.limit)
                 patience = 0.0
@@ -221,7 +245,7 @@ class Dispatcher:
 
     # --- the bus ---------------------------------------------------------------------------------------------
 
-    async def _on_batch(self, message: Msg) -> None:
+    def _on_batch(self, message: Msg) -> None:
         # Runs for every step of every replica: it must neither block nor wait.
         for job, actions in self.streams.on_batch(message.data, self.clock()):
             self.perform(job, actions)

@@ -65,6 +65,11 @@ class ContextLengthExceeded(ApiError):
     status = 400
     kind = "context_length_exceeded"
 
+    def __init__(self, message: str, *, param: str | None = None, tokens: int = 0, limit: int = 0) -> None:
+        super().__init__(message, param=param)
+        self.tokens = tokens  # of the prompt; 0: not told
+        self.limit = limit
+
 
 class NotFound(ApiError):
     """No such path. Remedy: the message names the paths that exist."""
@@ -245,9 +250,12 @@ _OF_KIND: dict[FailureKind, Callable[[str, str | None], ApiError]] = {
 }
 
 
-def of_failure(kind: FailureKind, message: str, param: str | None) -> ApiError:
+def of_failure(kind: FailureKind, message: str, param: str | None, *, tokens: int = 0, limit: int = 0) -> ApiError:
     """The error that a replica's `Failed` means for the client."""
-    return _OF_KIND[kind](message, param)
+    error = _OF_KIND[kind](message, param)
+    if isinstance(error, ContextLengthExceeded):
+        error.tokens, error.limit = tokens, limit
+    return error
 
 
 def envelope(error: ApiError) -> dict[str, Any]:
@@ -267,12 +275,14 @@ def to_json(error: ApiError) -> bytes:
         return orjson.dumps({"error": clean})
 
 
-def answer(error: ApiError) -> Response:
-    """The HTTP answer of an error: the only place that makes one."""
+def answer(error: ApiError, body: bytes | None = None) -> Response:
+    """The HTTP answer of an error: the only place that makes one. `body`: in another envelope than OpenAI's."""
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
-    return Response(to_json(error), status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
+    return Response(
+        to_json(error) if body is None else body, status_code=error.status, headers=headers, media_type=MEDIA_TYPE
+    )
 
 
 def _shown(model: str, limit: int = 200) -> str:

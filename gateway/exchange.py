@@ -10,64 +10,34 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
-from starlette.datastructures import Headers
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway import body as bodies
-from gateway import errors, sse
+from gateway import errors, sse, waiting
 from gateway.catalogue import Catalogue
+from gateway.counting import Counter
 from gateway.demand import Demand
+from gateway.dialect import Dialect, StreamWriter, WholeWriter
 from gateway.dispatch import Dispatcher
 from gateway.flight import Flight
+from gateway.merged import Merged
 from gateway.metrics import Metrics
 from gateway.request import Broken, Event, Finished, InferenceRequest, Waiting
+from gateway.responses.background import Background
 from gateway.streams import Reader
 from shared import log as logs
+from shared import names
 
-IGNORED_HEADER = "x-plexus-ignored"
+IGNORED_HEADER = b"x-plexus-ignored"
 MAX_IGNORED = 20
 _PLAIN = re.compile(r"[^A-Za-z0-9_.\[\]-]")
+_JSON = (b"content-type", errors.MEDIA_TYPE.encode())
 _CLIENT_GONE = 499  # in the log only: nobody is there to be answered
 
 log = logs.get(__name__)
-
-
-class StreamWriter(Protocol):
-    """What a dialect makes of the events of a stream."""
-
-    has_ended: bool
-
-    def write(self, event: Event) -> bytes:
-        """The bytes of an event."""
-
-
-class WholeWriter(Protocol):
-    """What a dialect makes of the events of an answer in one piece."""
-
-    def add(self, event: Event) -> None:
-        """Take in an event."""
-
-    def body(self, end: Finished) -> bytes:
-        """The answer."""
-
-
-class Dialect(Protocol):
-    """A wire format of inference requests."""
-
-    id_prefix: str
-
-    def parse(self, body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
-        """The request a body means. Raises ApiError."""
-
-    def stream(self, request: InferenceRequest, identifier: str, created: int) -> StreamWriter:
-        """A writer for a stream."""
-
-    def whole(self, request: InferenceRequest, identifier: str, created: int) -> WholeWriter:
-        """A writer for an answer in one piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +50,25 @@ class Services:
     demand: Demand
     max_body_bytes: int
     accept_wait_s: float
+    counter: Counter
+    background: Background
 
 
-def describe(flight: Flight, catalogue: Catalogue) -> Waiting:
-    """What a waiting client is told of its job."""
-    if flight.replica:
-        return Waiting("running" if flight.first_token else flight.phase or "accepted")
-    state = catalogue.state(flight.model)
-    return Waiting("queued" if state == "ready" else state, flight.ahead)
+def request_id(job_id: str) -> list[tuple[bytes, bytes]]:
+    """The headers by which a client and the log name one request."""
+    value = b"req_" + job_id.encode()
+    return [(b"x-request-id", value), (b"request-id", value)]
 
 
-class Exchange(Response):
-    """Answers one request; the ASGI application of a route of one dialect."""
+class Exchange:
+    """Answers one request in one dialect, as an ASGI application. The job's id is the request's id too."""
 
     def __init__(self, services: Services, dialect: Dialect, job_id: str) -> None:
-        super().__init__()
         self._services = services
         self._dialect = dialect
         self._job = job_id
         self._status = 0  # what the client was sent
-        self._flight: Flight | None = None
+        self._flights: list[Flight] = []  # one, unless the request has further prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The whole exchange."""
@@ -107,13 +76,14 @@ class Exchange(Response):
         model = ""
         error: errors.ApiError | None = None
         try:
-            request = await self._read(Headers(scope=scope), receive)
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            request = await self._read(headers, receive)
             model = request.model
-            self._services.catalogue.require(model)
-            self._flight = self._services.dispatcher.submit(request, self._job)
-            if self._services.catalogue.state(model) == "cold":
-                self._services.demand.ask(model)
-            await self._serve(request, self._flight, receive, send)
+            record = self._services.catalogue.require(model, request.task)
+            self._submit(request, record.id)
+            if self._services.catalogue.state(record.id) == "cold":
+                self._services.demand.ask(record.id)
+            await self._serve(request, receive, send)
         except bodies.ClientGone:
             pass
         except errors.ApiError as problem:
@@ -122,23 +92,39 @@ class Exchange(Response):
             log.exception("request.crashed", job=self._job, model=model)
             error = errors.InternalError()
         finally:
-            if self._flight is not None:
-                self._services.dispatcher.cancel(self._flight)
+            self._cancel()
         if error is not None and self._status:
-            await send({"type": "http.response.body", "body": sse.error(error)})
+            await send({"type": "http.response.body", "body": self._dialect.error_event(error, f"req_{self._job}")})
         elif error is not None:
             self._status = error.status
-            await errors.answer(error)(scope, receive, send)
+            await self._refuse(error, scope, receive, send)
         self._account(model, error, time.monotonic() - arrived)
 
-    async def _read(self, headers: Headers, receive: Receive) -> InferenceRequest:
+    async def _refuse(self, error: errors.ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        response = errors.answer(error, self._dialect.error_body(error, f"req_{self._job}"))
+        response.raw_headers += request_id(self._job)
+        await response(scope, receive, send)
+
+    async def _read(self, headers: Mapping[str, str], receive: Receive) -> InferenceRequest:
         bodies.check_headers(headers)
         raw = await bodies.read(receive, headers, self._services.max_body_bytes)
         return self._dialect.parse(bodies.decode(raw), headers)
 
-    async def _serve(self, request: InferenceRequest, flight: Flight, receive: Receive, send: Send) -> None:
-        reader = Reader(flight)
-        watch = asyncio.create_task(self._watch(flight, receive))
+    def _submit(self, request: InferenceRequest, model: str) -> None:
+        submit = self._services.dispatcher.submit
+        self._flights.append(submit(request, self._job, model))
+        for prompt in request.further:
+            self._flights.append(submit(replace(request, prompt=prompt), names.new_id(), model))
+
+    def _cancel(self) -> None:
+        for flight in self._flights:
+            self._services.dispatcher.cancel(flight)
+
+    async def _serve(self, request: InferenceRequest, receive: Receive, send: Send) -> None:
+        flights = self._flights
+        reader = Reader(flights[0]) if len(flights) == 1 else Merged(flights, request.sampling.n)
+        await asyncio.sleep(0)  # what was written leaves when the loop turns: the rest is done while the job travels
+        watch = asyncio.create_task(self._watch(receive))
         try:
             if request.stream:
                 await self._stream(request, reader, send)
@@ -149,90 +135,103 @@ class Exchange(Response):
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
 
-    async def _watch(self, flight: Flight, receive: Receive) -> None:
-        """A client that goes away ends its job."""
+    async def _watch(self, receive: Receive) -> None:
+        """A client that goes away ends its job. One that goes when it has its last event ends nothing."""
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._services.dispatcher.cancel(flight)
+        self._cancel()
 
-    async def _stream(self, request: InferenceRequest, reader: Reader, send: Send) -> None:
+    async def _stream(self, request: InferenceRequest, reader: Reader | Merged, send: Send) -> None:
         writer = self._dialect.stream(request, self._dialect.id_prefix + self._job, int(time.time()))
-        assert self._flight is not None
+        patience = asyncio.get_running_loop().call_later(self._services.accept_wait_s, self._sign_of_life)
         try:
-            async with asyncio.timeout(self._services.accept_wait_s):
-                events = await reader.events()
-        except TimeoutError:
-            events = [describe(self._flight, self._services.catalogue)]
-        if events and isinstance(events[0], Broken):
-            raise events[0].error
+            events = await reader.events()
+        finally:
+            patience.cancel()
+        if broken := next((event for event in events if isinstance(event, Broken)), None):
+            raise broken.error
         if not events:
             return
-        self._status = 200
-        headers = {"content-type": sse.MEDIA_TYPE, **sse.HEADERS, **_ignored(request)}
-        await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
+        await send(self._start([*sse.HEADERS, *waiting.headers(events), *ignored_header(request)]))
         while events:
-            data = b"".join([writer.write(event) for event in events])
+            data = self._written(writer, events)
+            if writer.has_ended:
+                await self._settle(request, writer)
             if data or writer.has_ended:
                 await send({"type": "http.response.body", "body": data, "more_body": not writer.has_ended})
             if writer.has_ended:
                 return
             events = await reader.events()
 
-    async def _whole(self, request: InferenceRequest, reader: Reader, send: Send) -> None:
+    def _sign_of_life(self) -> None:
+        """Accepted or not, the client shall see that its request lives."""
+        flight = self._flights[0]
+        flight.keep_alive(waiting.describe(flight, self._services.catalogue), self._services.dispatcher.clock())
+
+    def _written(self, writer: StreamWriter, events: list[Event]) -> bytes:
+        keepalive = self._dialect.keepalive
+        if type(events[-1]) is Finished:
+            events[-1] = self._timed(events[-1])
+        return b"".join([keepalive(one, writer) if type(one) is Waiting else writer.write(one) for one in events])
+
+    def _timed(self, end: Finished) -> Finished:
+        flight, catalogue = self._flights[0], self._services.catalogue
+        return waiting.with_load(end, flight, catalogue, self._services.dispatcher.clock() - flight.started)
+
+    def _start(self, headers: list[tuple[bytes, bytes]]) -> Message:
+        self._status = 200
+        return {"type": "http.response.start", "status": 200, "headers": [*headers, *request_id(self._job)]}
+
+    async def _whole(self, request: InferenceRequest, reader: Reader | Merged, send: Send) -> None:
         writer = self._dialect.whole(request, self._dialect.id_prefix + self._job, int(time.time()))
         while events := await reader.events():
             for event in events:
                 if isinstance(event, Broken):
                     raise event.error
                 if isinstance(event, Finished):
-                    data = writer.body(event)
-                    headers = {
-                        "content-type": errors.MEDIA_TYPE,
-                        "content-length": str(len(data)),
-                        **_ignored(request),
-                    }
-                    self._status = 200
-                    await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
+                    data = writer.body(self._timed(event))
+                    await self._settle(request, writer)
+                    length = b"%d" % len(data)
+                    await send(self._start([_JSON, (b"content-length", length), *ignored_header(request)]))
                     await send({"type": "http.response.body", "body": data})
                     return
                 writer.add(event)
 
+    async def _settle(self, request: InferenceRequest, writer: StreamWriter | WholeWriter) -> None:
+        """What must be done before the client has the end of its answer: nothing here."""
+
     def _account(self, model: str, error: errors.ApiError | None, duration_s: float) -> None:
         """One line and one set of counts for each outcome, whichever way it came."""
-        flight = self._flight
-        error = error or (flight.error if flight else None)
-        if flight is not None:
+        flights = self._flights
+        error = error or next((flight.error for flight in flights if flight.error), None)
+        for flight in flights:
             self._services.metrics.finished(flight)
         if error is not None:
             self._services.metrics.errors.labels(error.kind).inc()
-        outcome = error.kind if error else ("ok" if flight and flight.state == "done" else "cancelled")
+        is_done = bool(flights) and all(flight.state == "done" for flight in flights)
         fields: dict[str, Any] = {
             "job": self._job,
             "model": model,
-            "worker": flight.worker if flight else "",
+            "worker": flights[0].worker if flights else "",
             "status": self._status or _CLIENT_GONE,
-            "outcome": outcome,
+            "outcome": error.kind if error else ("ok" if is_done else "cancelled"),
         }
-        if flight is not None:
-            usage = flight.usage
+        if flights:
+            first_token = min((flight.first_token for flight in flights if flight.first_token), default=0.0)
             fields |= {
-                "prompt_tokens": usage.prompt_tokens if usage else flight.prompt_tokens,
-                "completion_tokens": flight.num_tokens,
-                "ttft": round(flight.first_token - flight.started, 4) if flight.first_token else None,
-                "attempts": flight.attempt,
+                "prompt_tokens": sum(one.usage.prompt_tokens if one.usage else one.prompt_tokens for one in flights),
+                "completion_tokens": sum(flight.num_tokens for flight in flights),
+                "ttft": round(first_token - flights[0].started, 4) if first_token else None,
+                "attempts": max(flight.attempt for flight in flights),
             }
         if error is not None:
             fields["error"] = error.message
         log.info("request", **fields, duration=round(duration_s, 4))
 
 
-def _ignored(request: InferenceRequest) -> dict[str, str]:
+def ignored_header(request: InferenceRequest) -> list[tuple[bytes, bytes]]:
     if not request.ignored:
-        return {}
+        return []
     shown = [_PLAIN.sub("?", name)[:64] for name in request.ignored[:MAX_IGNORED]]
     more = len(request.ignored) - len(shown)
-    return {IGNORED_HEADER: ", ".join([*shown, f"+{more}"] if more else shown)}
-
-
-def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return [(IGNORED_HEADER, ", ".join([*shown, f"+{more}"] if more else shown).encode())]

@@ -28,6 +28,7 @@ from shared.messages import (
     Claimed,
     Delta,
     Done,
+    Embedded,
     Failed,
     Item,
     Job,
@@ -134,7 +135,7 @@ class Flight:
         self.usage: Usage | None = None
         self.error: ApiError | None = None
         self.seq: int | None = None
-        self.choices = [Choice() for _ in range(job.sampling.n)]
+        self.choices = [Choice() for _ in range(len(job.inputs) or job.sampling.n)]  # or inputs of an embedding
         self.outbox: list[Event] = []
         self.notify: Callable[[], None] = lambda: None
         self.on_hold: Callable[[Flight], None] = lambda flight: None  # called when `worker` is known
@@ -167,7 +168,7 @@ class Flight:
     @property
     def num_tokens(self) -> int:
         """Tokens delivered, all choices."""
-        return sum(len(choice.ids) for choice in self.choices)
+        return 0 if self.job.inputs else sum(self.positions())
 
     @property
     def is_suspect(self) -> bool:
@@ -224,6 +225,8 @@ class Flight:
             return self._on_done(item, now)
         if type(item) is Failed:
             return self._on_failed(item, now)
+        if type(item) is Embedded:
+            return self._on_embedded(item, now)
         if isinstance(item, Working):
             self.phase = item.phase
         return NOTHING
@@ -235,7 +238,7 @@ class Flight:
         self.heard = now
         if reply.gone:
             return self._move("replay_gone", now)
-        before = self.num_tokens
+        before = sum(self.positions())
         early, self._early = self._early, []
         actions: list[Action] = []
         for item in (*reply.items, *sorted(early, key=lambda delta: delta.start)):
@@ -247,7 +250,7 @@ class Flight:
         if self._done is None and not self._is_behind():
             return actions
         # Something is still missing: ask on while that helps. One answer in vain may have crossed deltas that came by.
-        self._fruitless = 0 if self.num_tokens > before else self._fruitless + 1
+        self._fruitless = 0 if sum(self.positions()) > before else self._fruitless + 1
         helps = self._fruitless < MAX_FRUITLESS
         return [*actions, *(self._ask(now) if helps else self._move("replay_incomplete", now))]
 
@@ -370,6 +373,17 @@ class Flight:
             return self._finish(now)
         return NOTHING
 
+    def _on_embedded(self, item: Embedded, now: float) -> Sequence[Action]:
+        """The vector of an input: a choice of one token, whose id says nothing."""
+        if not 0 <= item.choice < len(self.choices) or self.choices[item.choice].finish is not None:
+            return NOTHING
+        choice = self.choices[item.choice]
+        choice.ids, choice.finish = [0], "stop"
+        self.first_token = self.first_token or now
+        self.last_token = now
+        self._emit(item, now)
+        return self._finish(now) if self._done is not None and self._all_finished() else NOTHING
+
     def _on_done(self, item: Done, now: float) -> Sequence[Action]:
         self._done = item
         return self._finish(now) if self._all_finished() else self._ask(now)
@@ -377,7 +391,7 @@ class Flight:
     def _on_failed(self, item: Failed, now: float) -> Sequence[Action]:
         if item.kind in ("replica_lost", "shutting_down"):
             return self._move(item.kind, now)
-        self.error = of_failure(item.kind, item.message, item.param)
+        self.error = of_failure(item.kind, item.message, item.param, tokens=item.tokens, limit=item.limit)
         self._emit(Broken(self.error), now)
         return self._end("failed", now, told=True)
 

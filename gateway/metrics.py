@@ -21,6 +21,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -108,6 +109,7 @@ class Metrics:
 
     def __init__(self, replicas: Callable[[], Iterable[ReplicaRecord]] = list) -> None:
         self._registry = registry = CollectorRegistry()
+        self._series: dict[tuple[Any, tuple[str, ...]], Any] = {}
         here = ("model", "worker")
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -132,23 +134,39 @@ class Metrics:
         registry.register(self.gaps)
         registry.register(_LoadCollector(replicas))
 
+    def entered(self, model: str) -> None:
+        """A request is under way."""
+        self._of(self.in_flight, model).inc()
+
+    def left(self, model: str) -> None:
+        """It no longer is."""
+        self._of(self.in_flight, model).dec()
+
     def finished(self, flight: Flight) -> None:
         """Count a request whose job has ended."""
-        here = (flight.model, flight.worker or _NOWHERE)
+        of, here = self._of, (flight.model, flight.worker or _NOWHERE)
         outcome = {"done": "ok", "failed": "error"}.get(flight.state, "cancelled")
-        self.requests.labels(*here, outcome).inc()
-        self.completion_tokens.labels(*here).inc(flight.num_tokens)
-        self.prompt_tokens.labels(*here).inc(flight.usage.prompt_tokens if flight.usage else flight.prompt_tokens)
+        of(self.requests, *here, outcome).inc()
+        of(self.completion_tokens, *here).inc(flight.num_tokens)
+        of(self.prompt_tokens, *here).inc(flight.usage.prompt_tokens if flight.usage else flight.prompt_tokens)
         if flight.usage is not None:
-            self.cached_tokens.labels(*here).inc(flight.usage.cached_tokens)
-        self.duration.labels(*here).observe(flight.ended - flight.started)
+            of(self.cached_tokens, *here).inc(flight.usage.cached_tokens)
+        of(self.duration, *here).observe(flight.ended - flight.started)
         if flight.accepted:
-            self.queue_wait.labels(flight.model).observe(flight.accepted - flight.started)
+            of(self.queue_wait, flight.model).observe(flight.accepted - flight.started)
         if flight.first_token:
-            self.first_token.labels(*here).observe(flight.first_token - flight.started)
+            of(self.first_token, *here).observe(flight.first_token - flight.started)
         streamed_s = flight.last_token - flight.first_token
         if flight.first_token and streamed_s > 0 and flight.num_tokens > 1:
-            self.speed.labels(*here).observe((flight.num_tokens - 1) / streamed_s)
+            of(self.speed, *here).observe((flight.num_tokens - 1) / streamed_s)
+
+    def _of(self, metric: Any, *labels: str) -> Any:
+        """A series; the library's own way to it checks the labels each time, which costs more than the counting."""
+        key = (metric, labels)
+        found = self._series.get(key)
+        if found is None:
+            found = self._series[key] = metric.labels(*labels)
+        return found
 
     def render(self) -> bytes:
         """The text that a scrape gets."""

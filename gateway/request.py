@@ -4,19 +4,33 @@ A dialect is two pure things: a function from an HTTP body to an `InferenceReque
 into bytes. Tokens travel as the wire's own `Delta`, because a second object per token would cost more than it says.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from gateway.errors import ApiError
-from shared.messages import Delta, Prompt, Sampling, Timings, Usage
+from shared.messages import Constraint, Delta, Embedded, Prompt, Sampling, Timings, Usage
+from shared.names import JobClass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceRequest:
-    """What a client wants, in no dialect's words."""
+    """What a client wants, in no dialect's words.
 
-    model: str
-    prompt: Prompt
-    sampling: Sampling
+    Prompts of messages have one normal form, whatever the dialect: OpenAI's chat messages, tools and calls, where a
+    content that is all text is one plain string. So equal prompts become equal tokens, and find each other's prefix.
+    """
+
+    model: str  # as the client named it, which may be an alias; answers name it so again
+    prompt: Prompt = field(default_factory=Prompt)
+    sampling: Sampling = field(default_factory=Sampling)
+    task: Literal["generate", "embed"] = "generate"
+    further: tuple[Prompt, ...] = ()  # further prompts of the same request, each a job; their choices count on
+    inputs: tuple[Prompt, ...] = ()  # of an embedding, in place of `prompt`
+    constraint: Constraint | None = None
+    job_class: JobClass = "interactive"
+    metadata: Mapping[str, str] = field(default_factory=dict)  # the client's own notes, given back where the API does
+    notes: Any = None  # of the dialect's parser to its writers
     stream: bool = False
     include_usage: bool = False  # a usage event at the end of the stream
     include_thinking: bool = False  # reasoning as <think>…</think> inside the content
@@ -38,6 +52,7 @@ class Waiting:
 
     state: str
     ahead: int | None = None  # jobs before this one in the queue, at most
+    estimate_s: float | None = None  # until it begins, as far as can be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +70,4 @@ class Broken:
     error: ApiError
 
 
-Event = Opened | Waiting | Delta | Finished | Broken
+Event = Opened | Waiting | Delta | Embedded | Finished | Broken

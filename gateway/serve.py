@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -15,14 +16,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import app, metrics
 from gateway.catalogue import Catalogue
+from gateway.counting import Counter
 from gateway.demand import Demand
 from gateway.dispatch import Dispatcher
-from gateway.exchange import Services, describe
+from gateway.exchange import Services
 from gateway.health import Health
 from gateway.metrics import Metrics
+from gateway.models_loader import ModelsLoader
 from gateway.placement.leader import Leader
 from gateway.presence import Presence
+from gateway.responses.background import Background
+from gateway.responses.store import Store
+from gateway.service import service
 from gateway.supervise import Supervisor
+from gateway.waiting import describe
+from gateway.whereabouts import Whereabouts
 from shared import log as logs
 from shared import names, topology
 from shared.bus import Bus
@@ -33,6 +41,7 @@ from shared.settings import GatewaySettings
 
 GRACE_S = 3  # for connections to end, once their streams have got their last event
 KEEP_ALIVE_S = 75
+TICK_S = 1.0  # the age of the date in the answers' headers
 BACKLOG = 2048
 
 log = logs.get(__name__)
@@ -42,7 +51,7 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
     """Serve until SIGTERM or SIGINT, or until this task is cancelled; a second signal ends it at once.
 
     `on_ready` gets url, port, metrics_url, metrics_port and gateway, with the ports that were really taken.
-    Raises SettingsError when an address cannot be listened on.
+    Raises SettingsError when an address cannot be listened on or the catalogue's file is bad.
     """
     gateway_id = names.new_id()
     with listening(settings.listen) as public, listening(settings.metrics_listen) as private:
@@ -52,6 +61,10 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
             )
             await topology.ensure(bus)
             fleet = await stack.enter_async_context(Fleet(bus))
+            if settings.models:
+                loader = ModelsLoader(bus, fleet, Path(settings.models))
+                stack.push_async_callback(loader.close)
+                await loader.start()
             catalogue = Catalogue(fleet)
             counts = Metrics(lambda: list(fleet.replicas.values()))
             dispatcher = Dispatcher(bus, settings, gateway_id, counts)
@@ -60,14 +73,34 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
             supervisor = Supervisor(bus, dispatcher, settings, lambda flight: describe(flight, catalogue))
             stack.push_async_callback(supervisor.close)
             await supervisor.start()
-            await stack.enter_async_context(Leader(bus, fleet, gateway_id))
+            whereabouts = Whereabouts(bus, dispatcher, gateway_id)
+            dispatcher.on_end = whereabouts.ended
+            stack.push_async_callback(whereabouts.close)
+            await whereabouts.start()
+            placer = Leader(bus, fleet, gateway_id, placement=settings.placement, eviction=settings.eviction)
+            await stack.enter_async_context(placer)
             presence = Presence(bus, lambda: _record(gateway_id, url_of(public), dispatcher))
             stack.push_async_callback(presence.close)
             await presence.start()
+            card = service(bus, gateway_id, socket.gethostname(), url_of(public), dispatcher)
+            stack.push_async_callback(card.close)
+            await card.start()
             demand = Demand(bus, dispatcher, catalogue)
             stack.push_async_callback(demand.close)
             demand.start()
-            services = Services(dispatcher, catalogue, counts, demand, settings.max_body_bytes, settings.accept_wait_s)
+            background = Background(bus, fleet, gateway_id, Store(bus))
+            stack.push_async_callback(background.close)
+            await background.start()
+            services = Services(
+                dispatcher=dispatcher,
+                catalogue=catalogue,
+                metrics=counts,
+                demand=demand,
+                max_body_bytes=settings.max_body_bytes,
+                accept_wait_s=settings.accept_wait_s,
+                counter=Counter(bus, fleet),
+                background=background,
+            )
             http = app.build(services, Health(gateway_id, bus, fleet, catalogue), own_version())
             servers = [(_server(http), public), (_server(_metrics_app(counts)), private)]
             ready = {
@@ -119,6 +152,19 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Take no more connections, and end when those that are open have ended."""
+        self.should_exit = True
+        self._stopped.set()
+
+    async def main_loop(self) -> None:
+        """As the original, which wakes the process ten times a second to look whether it should exit."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._stopped.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -173,7 +219,7 @@ async def _run(
         started.cancel()
         waiting.cancel()
         for server, _ in servers:
-            server.should_exit = True
+            server.stop()
         await dispatcher.stop()
         await asyncio.gather(*tasks)
         for signum in (signal.SIGTERM, signal.SIGINT):

@@ -5,8 +5,11 @@ import orjson
 from gateway.errors import ApiError, to_json
 from gateway.request import Waiting
 
-MEDIA_TYPE = "text/event-stream; charset=utf-8"
-HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 DONE = b"data: [DONE]\n\n"
 
 
@@ -26,7 +29,7 @@ def error(problem: ApiError) -> bytes:
 
 
 def comment(waiting: Waiting) -> bytes:
-    """A keep-alive that clients skip and people can read: state, and how many jobs are ahead."""
-    if waiting.ahead is None:
-        return b": plexus state=%s\n\n" % waiting.state.encode()
-    return b": plexus state=%s waiting=%d\n\n" % (waiting.state.encode(), waiting.ahead)
+    """A keep-alive that clients skip and people can read: state, jobs ahead, and seconds until it begins."""
+    ahead = b"" if waiting.ahead is None else b" waiting=%d" % waiting.ahead
+    estimate = b"" if waiting.estimate_s is None else b" estimate_s=%d" % waiting.estimate_s
+    return b": plexus state=%s%s%s\n\n" % (waiting.state.encode(), ahead, estimate)

@@ -89,6 +89,7 @@ class Supervisor:
 
     async def _run(self) -> None:
         while True:
+            await self._dispatcher.busy.wait()  # without jobs there is nothing to look after
             await asyncio.sleep(TICK_S)
             try:
                 self._tick(self._clock())

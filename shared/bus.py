@@ -9,12 +9,12 @@ import msgspec
 from nats.aio.msg import Msg
 
 from shared import names
-from shared.connection import OUTBOUND_BYTES, RECONNECT_WAIT_S, Connection, Kind, Subscription
+from shared.connection import OUTBOUND_BYTES, RECONNECT_WAIT_S, Answer, Connection, Kind, Subscription
 from shared.errors import ApiError, BusError, BusTimeout, BusUnavailable, NoResponders, PayloadTooLarge, QueueFull
 from shared.names import JobClass
 from shared.settings import BusSettings
 
-__all__ = ["OUTBOUND_BYTES", "Bus", "Kind", "Msg", "PubAck", "Subscription"]
+__all__ = ["OUTBOUND_BYTES", "Answer", "Bus", "Kind", "Msg", "PubAck", "Subscription"]
 
 ENQUEUE_S = 10.0  # how long enqueue tries over an outage
 ATTEMPT_S = 2.0
@@ -58,21 +58,26 @@ class Bus(Connection):
         """Does the server know prioritized consumers (2.12 and later)? Without, pulls carry no group and priority."""
         return bool(self._client.server_version >= (2, 12))
 
-    async def enqueue(self, subject: str, payload: bytes, *, msg_id: str, ttl_s: float | None) -> int:
-        """Put a job into the queue and return its stream sequence.
+    def post(self, subject: str, payload: bytes, msg_id: str, ttl_s: float | None) -> Answer:
+        """Send a job on its way into the queue, at once. The answer belongs into `enqueue`. Raises as `send`."""
+        return self.ask(subject, payload, timeout_s=ATTEMPT_S, headers=_job_headers(msg_id, ttl_s))
+
+    async def enqueue(
+        self, subject: str, payload: bytes, msg_id: str, ttl_s: float | None, *, posted: Answer | None = None
+    ) -> int:
+        """Put a job into the queue and return its stream sequence. `posted`: of `post`, if it is on its way already.
 
         Tried again with the same id for up to 10 s, so that an outage neither loses nor doubles it.
         Raises QueueFull, PayloadTooLarge, BusUnavailable, ApiError.
         """
-        headers = {names.MSG_ID: msg_id, names.EXPECTED_STREAM: names.JOBS}
-        if ttl_s is not None:
-            headers[names.MSG_TTL] = ttl_header(ttl_s)
         deadline = time.monotonic() + ENQUEUE_S
         while True:
             try:
-                await self._until_connected(deadline)
-                message = await self.request_message(subject, payload, timeout_s=ATTEMPT_S, headers=headers)
-                ack = publish_ack(subject, message)
+                if posted is None:
+                    await self._until_connected(deadline)
+                    posted = self.post(subject, payload, msg_id, ttl_s)
+                answer, posted = posted, None
+                ack = publish_ack(subject, await answer.message())
             except (NoResponders, BusTimeout, BusUnavailable) as error:
                 if time.monotonic() > deadline - RECONNECT_WAIT_S:
                     raise BusUnavailable(f"the queue was not reachable for {ENQUEUE_S:g} s") from error
@@ -120,13 +125,17 @@ class Bus(Connection):
                 return None
             raise
 
+    def is_ensured(self, model: str, job_class: JobClass) -> bool:
+        """Whether `ensure_consumer` would return at once."""
+        return self._ensured.get(names.job_consumer(model, job_class), 0.0) > time.monotonic()
+
     async def ensure_consumer(self, model: str, job_class: JobClass) -> None:
         """Make sure that replicas can pull the jobs of this model and class.
 
         Cheap to call before every job: the answer is remembered for a minute, or until the next reconnect.
         """
         consumer = names.job_consumer(model, job_class)
-        if self._ensured.get(consumer, 0.0) > time.monotonic():
+        if self.is_ensured(model, job_class):
             return
         subject = names.job_subject(model, job_class)
         config: dict[str, Any] = {
@@ -157,6 +166,13 @@ class Bus(Connection):
 def ttl_header(ttl_s: float) -> str:
     """A lifetime as the server wants it: whole seconds, at least one."""
     return f"{max(1, math.ceil(ttl_s))}s"
+
+
+def _job_headers(msg_id: str, ttl_s: float | None) -> dict[str, str]:
+    headers = {names.MSG_ID: msg_id, names.EXPECTED_STREAM: names.JOBS}
+    if ttl_s is not None:
+        headers[names.MSG_TTL] = ttl_header(ttl_s)
+    return headers
 
 
 def publish_ack(subject: str, message: Msg) -> PubAck:

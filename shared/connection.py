@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import enum
 import itertools
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -20,7 +21,7 @@ from nats.aio.msg import Msg
 
 from shared import log as logs
 from shared import names
-from shared.client import GuardedClient
+from shared.client import GuardedClient, publish_command
 from shared.errors import (
     BadSubject,
     BusTimeout,
@@ -48,19 +49,26 @@ class _Lost(enum.Enum):
     CONNECTION = enum.auto()
 
 
-_Answer = asyncio.Future[Msg | _Lost]
+_Future = asyncio.Future[Msg | _Lost]
+_SPACE = re.compile(r"\s")
 
 
 class Subscription:
     """Interest in a subject, kept over every reconnect until `unsubscribe`. Messages are handled one at a time."""
 
     def __init__(
-        self, connection: "Connection", subject: str, callback: Callable[[Msg], Awaitable[None]], queue: str
+        self,
+        connection: "Connection",
+        subject: str,
+        queue: str,
+        callback: Callable[[Msg], Awaitable[None]] | None,
+        listener: Callable[[Msg], None] | None = None,
     ) -> None:
         self.subject = subject
         self._connection = connection
-        self._callback = callback
         self._queue = queue
+        self._callback = callback
+        self._listener = listener
         self._inner: Any = None
 
     async def unsubscribe(self) -> None:
@@ -72,9 +80,20 @@ class Subscription:
                 await inner.unsubscribe()
 
     async def _attach(self, client: GuardedClient) -> None:
-        self._inner = await client.subscribe(self.subject, queue=self._queue, cb=self._handle)
+        if self._listener is not None:
+            self._inner = await client.listen(self.subject, self._queue, self._hear)
+        else:
+            self._inner = await client.subscribe(self.subject, queue=self._queue, cb=self._handle)
+
+    def _hear(self, message: Msg) -> None:
+        assert self._listener is not None
+        try:
+            self._listener(message)
+        except Exception:
+            log.exception("bus.callback_failed", subject=message.subject)
 
     async def _handle(self, message: Msg) -> None:
+        assert self._callback is not None
         try:
             await self._callback(message)
         except asyncio.CancelledError:
@@ -86,6 +105,41 @@ class Subscription:
             log.warning("bus.callback_cancelled", subject=message.subject)
         except Exception:
             log.exception("bus.callback_failed", subject=message.subject)
+
+
+class Answer:
+    """The answer to a question that is under way. Await `message` once, or `drop` it."""
+
+    __slots__ = ("_connection", "_future", "_subject", "_timeout_s", "_timer", "_token")
+
+    def __init__(self, connection: "Connection", subject: str, token: str, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._subject = subject
+        self._token = token
+        self._timeout_s = timeout_s
+        self._future: _Future = loop.create_future()
+        self._timer = loop.call_later(timeout_s, _settle, self._future, _Lost.TIME)
+        connection._waiting[token] = self._future
+
+    async def message(self) -> Msg:
+        """The answer. Raises NoResponders, BusTimeout, BusUnavailable."""
+        try:
+            message = await self._future
+        finally:
+            self.drop()
+        if message is _Lost.CONNECTION or (message is _Lost.TIME and not self._connection.is_connected):
+            raise BusUnavailable(f"the connection was lost while {self._subject} was asked")
+        if message is _Lost.TIME:
+            raise BusTimeout(self._subject, self._timeout_s)
+        if message.headers and message.headers.get(names.STATUS) == "503":
+            raise NoResponders(self._subject)
+        return message
+
+    def drop(self) -> None:
+        """Wait no more. May be called twice."""
+        self._timer.cancel()
+        self._connection._waiting.pop(self._token, None)
 
 
 class Connection:
@@ -105,7 +159,7 @@ class Connection:
         self._logged: tuple[str, float] = ("", 0.0)
         self._answers = f"{self._inbox}.{names.new_id()}."
         self._tokens = itertools.count()
-        self._waiting: dict[str, _Answer] = {}
+        self._waiting: dict[str, _Future] = {}
 
     @classmethod
     async def connect(cls, settings: BusSettings, *, kind: Kind, ident: str, wait: bool = True) -> Self:
@@ -113,7 +167,7 @@ class Connection:
         bus = cls(settings, kind, ident)
         try:
             await bus._open(bus._client, wait)
-            await bus.subscribe(f"{bus._answers}*", bus._take_answer)
+            await bus.listen(f"{bus._answers}*", bus._take_answer)
         except BaseException:
             await bus.close()
             raise
@@ -162,16 +216,11 @@ class Connection:
     async def publish(
         self, subject: str, payload: bytes, *, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Hand a message to the connection; it may still be lost with it.
-
-        Raises PayloadTooLarge, BadSubject, and BusUnavailable when there is no connection and its buffer is full.
-        """
-        size = len(payload) + (_header_bytes(headers) if headers else 0)
-        if size > self._client.max_payload:
-            # The server answers an oversized message with an error on which the library closes for good.
-            raise PayloadTooLarge(size, self.max_payload)
-        if len(subject) + len(reply) > MAX_SUBJECTS:
-            raise BadSubject(subject)
+        """As `send`, but waits for a full socket: for whoever sends much."""
+        if self._client.has_room:
+            self.send(subject, payload, reply=reply, headers=headers)
+            return
+        self._check(subject, payload, reply, headers)
         task = asyncio.current_task()
         num_cancels = task.cancelling() if task is not None else 0
         try:
@@ -185,6 +234,25 @@ class Connection:
         if task is not None and task.cancelling() > num_cancels:
             raise asyncio.CancelledError  # which the library swallows while it waits for a full socket
 
+    def send(self, subject: str, payload: bytes, *, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        """Hand a message to the connection; it may still be lost with it.
+
+        Raises PayloadTooLarge, BadSubject, and BusUnavailable when what waits to be sent fills its buffer.
+        """
+        self._check(subject, payload, reply, headers)
+        try:
+            self._client.send(publish_command(subject, reply, payload, headers))
+        except nats.errors.OutboundBufferLimitError as error:
+            raise BusUnavailable(f"{OUTBOUND_BYTES} bytes already wait to be sent") from error
+
+    def _check(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        size = len(payload) + (_header_bytes(headers) if headers else 0)
+        if size > self._client.max_payload:
+            # The server answers an oversized message with an error on which the library closes for good.
+            raise PayloadTooLarge(size, self.max_payload)
+        if len(subject) + len(reply) > MAX_SUBJECTS or not subject or _SPACE.search(subject) or _SPACE.search(reply):
+            raise BadSubject(subject)
+
     async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
         """Ask and return the answer. Raises NoResponders, BusTimeout, BusUnavailable, PayloadTooLarge."""
         message = await self.request_message(subject, payload, timeout_s=timeout_s)
@@ -194,30 +262,29 @@ class Connection:
         self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None
     ) -> Msg:
         """As `request`, but with headers, and returns the whole answer."""
-        loop = asyncio.get_running_loop()
-        token = f"{next(self._tokens):x}"
-        future: _Answer = loop.create_future()
-        self._waiting[token] = future
-        timer = loop.call_later(timeout_s, _settle, future, _Lost.TIME)
+        return await self.ask(subject, payload, timeout_s=timeout_s, headers=headers).message()
+
+    def ask(self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None) -> Answer:
+        """Send a question at once; its answer is awaited apart. Raises as `send`."""
+        answer = Answer(self, subject, f"{next(self._tokens):x}", timeout_s)
         try:
-            await self.publish(subject, payload, reply=self._answers + token, headers=headers)
-            message = await future
-        finally:
-            timer.cancel()
-            self._waiting.pop(token, None)
-        if message is _Lost.CONNECTION or (message is _Lost.TIME and not self.is_connected):
-            raise BusUnavailable(f"the connection was lost while {subject} was asked")
-        if message is _Lost.TIME:
-            raise BusTimeout(subject, timeout_s)
-        if message.headers and message.headers.get(names.STATUS) == "503":
-            raise NoResponders(subject)
-        return message
+            self.send(subject, payload, reply=self._answers + answer._token, headers=headers)
+        except BaseException:
+            answer.drop()
+            raise
+        return answer
 
     async def subscribe(
         self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = ""
     ) -> Subscription:
         """Call back for every message on the subject, one after another. Exceptions of the callback are logged."""
-        subscription = Subscription(self, subject, callback, queue)
+        return await self._attached(Subscription(self, subject, queue, callback))
+
+    async def listen(self, subject: str, listener: Callable[[Msg], None], *, queue: str = "") -> Subscription:
+        """As `subscribe`, for what neither waits nor takes long: it is called as soon as the message is read."""
+        return await self._attached(Subscription(self, subject, queue, None, listener))
+
+    async def _attached(self, subscription: Subscription) -> Subscription:
         self._subscriptions.add(subscription)
         try:
             await subscription._attach(self._client)
@@ -225,7 +292,7 @@ class Connection:
             pass  # a new client is being built; it takes over what is in the set
         except (nats.errors.BadSubjectError, ValueError) as error:
             self._subscriptions.discard(subscription)
-            raise BadSubject(subject) from error
+            raise BadSubject(subscription.subject) from error
         return subscription
 
     async def flush(self, timeout_s: float = 2.0) -> None:
@@ -348,7 +415,7 @@ class Connection:
         except TimeoutError as error:
             raise BusUnavailable("no connection to the nats-server") from error
 
-    async def _take_answer(self, message: Msg) -> None:
+    def _take_answer(self, message: Msg) -> None:
         future = self._waiting.get(message.subject[len(self._answers) :])
         if future is not None and not future.done():
             future.set_result(message)
@@ -363,7 +430,7 @@ class Connection:
         task.add_done_callback(self._tasks.discard)
 
 
-def _settle(future: _Answer, lost: _Lost) -> None:
+def _settle(future: _Future, lost: _Lost) -> None:
     if not future.done():
         future.set_result(lost)
 

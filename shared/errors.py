@@ -12,6 +12,17 @@ class SettingsError(PlexusError):
     """A setting is unknown or has a bad value. Remedy: correct the key or value that the message names."""
 
 
+class CatalogueError(SettingsError):
+    """The file of the catalogue is refused as a whole. The message says where, what and the remedy."""
+
+    def __init__(self, path: str, line: int, problem: str, remedy: str) -> None:
+        super().__init__(f"{path}, line {line}: {problem}. Remedy: {remedy}.")
+        self.path = path
+        self.line = line
+        self.problem = problem
+        self.remedy = remedy
+
+
 class BrokerError(PlexusError):
     """The nats-server could not be found, started or stopped. Remedy: read the log file that the message names."""
 

@@ -12,15 +12,27 @@ from shared.bus import Bus
 from shared.mirror import Mirror
 from shared.records import (
     AssignmentRecord,
+    DrainRecord,
     GatewayRecord,
     IntentRecord,
     LeaseRecord,
+    MeasuredRecord,
     ModelRecord,
     ReplicaRecord,
     WorkerRecord,
 )
 
-Record = WorkerRecord | ReplicaRecord | GatewayRecord | LeaseRecord | ModelRecord | IntentRecord | AssignmentRecord
+Record = (
+    WorkerRecord
+    | ReplicaRecord
+    | GatewayRecord
+    | LeaseRecord
+    | ModelRecord
+    | IntentRecord
+    | AssignmentRecord
+    | DrainRecord
+    | MeasuredRecord
+)
 
 _DECODERS: dict[str, Callable[[bytes], Any]] = {
     kind: msgspec.json.Decoder(record).decode
@@ -32,9 +44,11 @@ _DECODERS: dict[str, Callable[[bytes], Any]] = {
         "model": ModelRecord,
         "intent": IntentRecord,
         "want": AssignmentRecord,
+        "drain": DrainRecord,
+        "measured": MeasuredRecord,
     }.items()
 }
-_BY_MODEL = ("model", "intent")
+_BY_MODEL = ("model", "intent", "measured")
 
 log = logs.get(__name__)
 
@@ -45,10 +59,16 @@ def decode(key: str, value: bytes) -> Record | None:
     Raises msgspec.ValidationError or ValueError for what is no such record.
     """
     kind, rest = names.key_kind(key)
-    if kind in _BY_MODEL:
-        names.model_id(rest)
+    model = names.model_id(rest) if kind in _BY_MODEL else ""
     decoder = _DECODERS.get(kind)
-    return decoder(value) if decoder else None
+    record: Record | None = decoder(value) if decoder else None
+    if isinstance(record, IntentRecord):
+        if record.model not in ("", model):
+            raise ValueError(f"it is about {record.model!r}, and its key is that of {model!r}")
+        record.model = model  # who types one leaves it out
+    if isinstance(record, DrainRecord):
+        record.worker = rest
+    return record
 
 
 class Fleet:
@@ -62,6 +82,8 @@ class Fleet:
         self.models: dict[str, ModelRecord] = {}  # by model id
         self.intents: dict[str, IntentRecord] = {}  # by model id
         self.wants: dict[str, AssignmentRecord] = {}  # by worker name
+        self.drains: dict[str, DrainRecord] = {}  # by worker name
+        self.measured: dict[str, MeasuredRecord] = {}  # by model id
         self._views: dict[str, dict[str, Any]] = {
             "worker": self.workers,
             "replica": self.replicas,
@@ -70,6 +92,8 @@ class Fleet:
             "model": self.models,
             "intent": self.intents,
             "want": self.wants,
+            "drain": self.drains,
+            "measured": self.measured,
         }
         self._mirrors: list[Mirror[Record]] = [Mirror(bus, bucket, decode) for bucket in (names.FLEET, names.PLAN)]
         self._waiters: set[asyncio.Event] = set()
@@ -104,6 +128,16 @@ class Fleet:
         """Call this with (key, record) after each change; the record is None when the key is gone."""
         for mirror in self._mirrors:
             mirror.on_change(callback)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Keys whose latest value is no record, and why. They count as absent."""
+        return {key: reason for mirror in self._mirrors for key, reason in mirror.refused.items()}
+
+    def on_refusal(self, callback: Callable[[str, str], None]) -> None:
+        """Call this with (key, reason) when somebody wrote what is no record."""
+        for mirror in self._mirrors:
+            mirror.on_refusal(callback)
 
     async def wait_for(self, predicate: Callable[["Fleet"], Any], timeout_s: float) -> None:
         """Return as soon as `predicate(self)` is true; it is tried after each change. Raises TimeoutError."""

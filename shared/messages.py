@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.names import JobClass
+from shared.records import ModelRecord
 
 VERSION = 1
 
@@ -53,6 +54,7 @@ class Prompt(Struct, omit_defaults=True, kw_only=True):
 
     messages: list[dict[str, Any]] | None = None  # OpenAI chat messages, as the chat template takes them
     tools: list[dict[str, Any]] = []  # OpenAI function tools
+    shown_tools: list[dict[str, Any]] = []  # further ones, shown by a message: callable, not listed by the template
     tool_choice: str = "auto"  # auto, none (shown, but not to be called), required, or =<name> of the one to call
     parallel_tool_calls: bool = True  # False: at most one call in an answer
     template: dict[str, Any] = {}  # further variables of the chat template (enable_thinking …)
@@ -68,19 +70,26 @@ class ResumeChoice(Struct, omit_defaults=True):
 
 
 class Job(Struct, omit_defaults=True, kw_only=True):
-    """One inference request in the queue. Any NATS client may submit one; only `reply` is needed to hear of it."""
+    """One inference request in the queue. Any NATS client may submit one; only `reply` is needed to hear of it.
+
+    An embedding has `inputs` in place of a prompt, and each of them counts as a choice of one token: its `Embedded` is
+    that choice's only delta, and in `resume` one with a finish reason need not be computed again.
+    """
 
     id: str
     model: str
     reply: str  # subject on which DeltaBatch messages are wanted
     prompt: Prompt
     v: int = VERSION
+    task: Literal["generate", "embed"] = "generate"
+    inputs: list[Prompt] = []  # of an embedding: each has `text` or `ids`
     sampling: Sampling = msgspec.field(default_factory=Sampling)
     constraint: Constraint | None = None
     attempt: int = 1  # fencing token: a higher attempt makes the lower ones void
     owner: str | None = None  # rpc subject that answers Claim and Ping and sends Confirm; None: nobody supervises
     on_owner_lost: Literal["drop", "adopt"] = "drop"
     job_class: JobClass = "interactive"
+    share: str = ""  # whose share of a replica it takes, a key or a user: these take turns; "": its owner's
     published_s: float = 0.0  # unix time
     deadline_s: float = 0.0  # unix time; 0: none
     estimate_tokens: int = 0  # prompt tokens, roughly
@@ -114,6 +123,7 @@ class Extra(Struct, omit_defaults=True):
     reasoning: str = ""
     tool_calls: list[ToolCall] = []
     logprobs: list[TokenLogprob] = []
+    stopped: str | None = None  # the stop string that ended the choice
 
 
 class Accepted(Struct, array_like=True, tag="acc"):
@@ -148,6 +158,15 @@ class Delta(Struct, array_like=True, tag="tok"):
     extra: Extra | None = None
 
 
+class Embedded(Struct, array_like=True, tag="emb"):
+    """The vector of one input of an embedding: the whole answer for it."""
+
+    job: str
+    attempt: int
+    choice: int  # index of the input
+    vector: bytes  # little-endian float32, normalised if the model says so
+
+
 class Usage(Struct, omit_defaults=True):
     """Tokens of a whole job, all choices."""
 
@@ -160,9 +179,10 @@ class Usage(Struct, omit_defaults=True):
 class Timings(Struct, omit_defaults=True):
     """Where the time of a job went, in seconds, as its last replica saw it."""
 
-    queue_s: float = 0.0  # published → taken
+    queue_s: float = 0.0  # published → taken, without the load
     prefill_s: float = 0.0  # taken → first token
     decode_s: float = 0.0  # first → last token
+    load_s: float = 0.0  # of the wait, how long no replica was ready; told by the gateway
 
 
 class Done(Struct, array_like=True, tag="done"):
@@ -197,9 +217,11 @@ class Failed(Struct, array_like=True, tag="err"):
     kind: FailureKind
     message: str
     param: str | None = None
+    tokens: int = 0  # of the prompt, when it is longer than the context
+    limit: int = 0  # the context that it is longer than, in tokens
 
 
-Item = Accepted | Working | Delta | Done | Failed
+Item = Accepted | Working | Delta | Embedded | Done | Failed
 
 
 class DeltaBatch(Struct, array_like=True):
@@ -305,6 +327,122 @@ class Ensured(Struct, omit_defaults=True):
 
     state: str
     reason: str = ""
+    v: int = VERSION
+
+
+class Explain(Struct):
+    """Why does this model stand as it does? Answered by `Explained`."""
+
+    model: str
+    v: int = VERSION
+
+
+class Candidate(Struct, omit_defaults=True):
+    """A worker as a place for a model."""
+
+    worker: str
+    device: str
+    verdict: str  # runs there, fits now, fits after unloading …, or what speaks against it
+    free_bytes: int = 0  # not promised to anybody, on the device with the most
+    total_bytes: int = 0
+
+
+class Explained(Struct, omit_defaults=True):
+    """The latest plan's word on a model."""
+
+    state: str
+    reason: str
+    inputs: dict[str, Any] = {}
+    candidates: list[Candidate] = []
+    leader: str = ""
+    epoch: int = 0
+    v: int = VERSION
+
+
+class WhatIf(Struct, omit_defaults=True):
+    """What would be planned if this happened? Nothing is done. Answered by `Foreseen`."""
+
+    change: Literal["load", "unload", "drain", "lose", "none"]
+    name: str = ""  # of the model or worker
+    v: int = VERSION
+
+
+class Foreseen(Struct, omit_defaults=True):
+    """What would be done, in words: one line for each change of an assignment, with its reason."""
+
+    steps: list[str] = []
+    states: dict[str, str] = {}  # of the models whose state would be another: old → new
+    problem: str = ""  # why the question has no answer
+    v: int = VERSION
+
+
+class FindJob(Struct):
+    """Who knows this job? Only a gateway that does answers, by `FoundJob`."""
+
+    job: str
+    v: int = VERSION
+
+
+class FoundJob(Struct, omit_defaults=True):
+    """Where a job is, or how it ended."""
+
+    job: str
+    model: str
+    gateway: str
+    state: str
+    worker: str = ""
+    replica: str = ""
+    attempt: int = 1
+    age_s: float = 0.0
+    tokens: int = 0
+    ahead: int | None = None  # jobs before it in the queue
+    moves: list[str] = []  # why it was published again
+    error: str = ""
+    v: int = VERSION
+
+
+# --- rpc: to any worker ----------------------------------------------------------------------------------------
+
+
+class Count(Struct, omit_defaults=True):
+    """How many tokens is this prompt for this model? Answered by `Counted`; the model need not be loaded."""
+
+    model: ModelRecord
+    prompt: Prompt
+    v: int = VERSION
+
+
+class Counted(Struct, omit_defaults=True):
+    """The count, or why there is none.
+
+    `elsewhere`: this worker lacks the model's files and cannot get them; another may have them.
+    """
+
+    tokens: int = 0
+    problem: Literal["", "invalid_request", "elsewhere", "unavailable"] = ""
+    message: str = ""
+    param: str | None = None
+    v: int = VERSION
+
+
+class Estimate(Struct):
+    """What will this model take, by its files? Answered by `Estimated`; no weights are read."""
+
+    model: ModelRecord
+    device_kind: Literal["cpu", "cuda"] = "cpu"
+    v: int = VERSION
+
+
+class Estimated(Struct, omit_defaults=True):
+    """Sizes in bytes on each device; `wanted_bytes` is what a worker with room would reserve."""
+
+    weights_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    activation_bytes: int = 0
+    fixed_bytes: int = 0
+    minimum_bytes: int = 0  # below this it cannot be loaded
+    wanted_bytes: int = 0  # 0: not told
+    error: str = ""  # why there is no estimate
     v: int = VERSION
 
 

@@ -44,6 +44,7 @@ class Mirror(Generic[T]):
     def __init__(self, bus: Bus, bucket: str, decode: Callable[[str, bytes], T | None]) -> None:
         self.bucket = bucket
         self.num_snapshots = 0
+        self.refused: dict[str, str] = {}  # keys whose latest value `decode` did not take, and why
         self._bus = bus
         self._decode = decode
         self._stream = names.bucket_stream(bucket)
@@ -53,6 +54,7 @@ class Mirror(Generic[T]):
         self._seen = 0  # everything up to this revision is accounted for
         self._last_event = 0
         self._callbacks: list[Callable[[str, T | None], None]] = []
+        self._on_refusal: list[Callable[[str, str], None]] = []
         self._waiters: set[asyncio.Event] = set()
         self._wanted = asyncio.Event()  # a snapshot is
         self._task: asyncio.Task[None] | None = None
@@ -103,6 +105,10 @@ class Mirror(Generic[T]):
         """Call this with (key, value) after each change; the value is None when the key is gone. It must not block."""
         self._callbacks.append(callback)
 
+    def on_refusal(self, callback: Callable[[str, str], None]) -> None:
+        """Call this with (key, reason) when a value comes that is not understood. It must not block."""
+        self._on_refusal.append(callback)
+
     async def wait_for(self, predicate: Callable[["Mirror[T]"], Any], timeout_s: float) -> None:
         """Return as soon as `predicate(self)` is true; it is tried after each change. Raises TimeoutError."""
         changed = asyncio.Event()
@@ -143,12 +149,22 @@ class Mirror(Generic[T]):
             return
         self._revisions[key] = revision
         value: T | None = None
+        self.refused.pop(key, None)
         if not is_gone(headers):
             try:
                 value = self._decode(key, data)
             except Exception as error:
-                log.warning("mirror.undecodable", bucket=self.bucket, key=key, error=str(error))
+                self._refuse(key, str(error))
         self._set(key, value)
+
+    def _refuse(self, key: str, reason: str) -> None:
+        log.warning("mirror.undecodable", bucket=self.bucket, key=key, error=reason)
+        self.refused[key] = reason
+        for callback in self._on_refusal:
+            try:
+                callback(key, reason)
+            except Exception:
+                log.exception("mirror.callback_failed", bucket=self.bucket, key=key)
 
     def _set(self, key: str, value: T | None) -> None:
         if value is None:
@@ -199,6 +215,7 @@ class Mirror(Generic[T]):
                 present |= await self._fetch(subjects[at : at + CHUNK_KEYS], last)
         for key in [key for key in self._revisions if key not in present and self._revisions[key] <= last]:
             del self._revisions[key]
+            self.refused.pop(key, None)
             self._set(key, None)
         self._seen = max(self._seen, last)
         self.num_snapshots += 1

@@ -8,6 +8,7 @@ durable consumer name and as a key.
 
 import re
 import secrets
+from functools import lru_cache
 from typing import Literal, get_args
 
 PREFIX = "plexus"
@@ -20,6 +21,8 @@ JOB_CLASSES: tuple[JobClass, ...] = get_args(JobClass)
 JOBS = "JOBS"
 FLEET = "fleet"  # what is: workers, replicas, gateways, leases; history 1 because its keys expire
 PLAN = "plan"  # what should be: catalogue, intents, assignments; history 10
+EVENTS = "EVENTS"  # what the placement leader decided, and why
+RESPONSES = "responses"  # answers of the Responses API that can be fetched and continued from
 
 # --- headers -------------------------------------------------------------------------------------------------
 
@@ -40,6 +43,7 @@ _SLUG = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 _TOKEN = re.compile(r"[A-Za-z0-9_=-]+")
 
 
+@lru_cache(maxsize=4096)
 def slug(model_id: str) -> str:
     """The model id as one subject token. Raises ValueError for an empty id."""
     if not model_id:
@@ -102,6 +106,11 @@ def pull_subject(model: str, job_class: JobClass) -> str:
     return f"$JS.API.CONSUMER.MSG.NEXT.{JOBS}.{job_consumer(model, job_class)}"
 
 
+def event_subject(model: str, kind: str) -> str:
+    """The subject of a placement event; events of workers have no model."""
+    return f"{PREFIX}.event.{slug(model) if model else '-'}.{kind}"
+
+
 # --- gateways and replicas -----------------------------------------------------------------------------------
 
 
@@ -138,7 +147,25 @@ def worker_rpc(worker: str) -> str:
     return f"{PREFIX}.worker.{worker}.rpc"
 
 
-PLACER_ENSURE = f"{PREFIX}.placer.ensure"  # only the placement leader listens
+def worker_count(worker: str) -> str:
+    """Where one host counts the tokens of prompts, for models whose files only it has."""
+    return f"{PREFIX}.worker.{worker}.count"
+
+
+def responses_rpc(gateway_id: str) -> str:
+    """Where a gateway is told to cancel a response that it works on in the background."""
+    return f"{PREFIX}.gw.{gateway_id}.responses"
+
+
+PLACER_ENSURE = f"{PREFIX}.placer.ensure"  # only the placement leader listens, also to the next two
+PLACER_EXPLAIN = f"{PREFIX}.placer.explain"
+PLACER_WHAT_IF = f"{PREFIX}.placer.whatif"
+JOB_FIND = f"{PREFIX}.gw.find"  # every gateway hears it; the one that knows the job answers
+ESTIMATE = f"{PREFIX}.rpc.estimate"  # any worker answers: what a model will take
+ESTIMATE_QUEUE = "estimate"
+COUNT = f"{PREFIX}.rpc.count"  # any worker answers: how many tokens a prompt has
+COUNT_QUEUE = "count"
+EVENT_SUBJECTS = f"{PREFIX}.event.*.*"
 DISCONNECTS = f"{PREFIX}.adv.disconnect"  # the server's own advisories about closed connections, imported
 
 
@@ -207,6 +234,16 @@ def intent_key(model: str) -> str:
 def want_key(worker: str) -> str:
     """plan: what the leader assigns to a worker."""
     return f"want.{worker}"
+
+
+def drain_key(worker: str) -> str:
+    """plan: that a worker is to be emptied."""
+    return f"drain.{worker}"
+
+
+def measured_key(model: str) -> str:
+    """plan: what loads of a model took."""
+    return f"measured.{slug(model)}"
 
 
 def key_kind(key: str) -> tuple[str, str]:

@@ -9,13 +9,17 @@
 | plan `model.<slug>` | ModelRecord | gateways (from the catalogue) |
 | plan `intent.<slug>` | IntentRecord | operators |
 | plan `want.<worker>` | AssignmentRecord | the placement leader, by compare-and-set |
+| plan `drain.<worker>` | DrainRecord | operators; absent: the worker may be used |
+| plan `measured.<slug>` | MeasuredRecord | the placement leader: what loads of the model took |
+
+`EventRecord` is in no bucket: the stream EVENTS keeps what the placement leader decided, and why.
 
 Sizes are bytes, times are unix seconds. Unknown fields are ignored, every record has a version `v`.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 VERSION = 1
 HEARTBEAT_S = 1.0
@@ -35,6 +39,13 @@ class Device(Struct, omit_defaults=True, kw_only=True):
     reserved_bytes: int = 0  # promised by the agent's ledger
 
 
+FailureKind = Literal[
+    "",  # anything else: tried again where it is, and elsewhere if there is an elsewhere
+    "no_memory",  # not beside what the device holds now
+    "does_not_fit",  # not even on the empty device
+]
+
+
 class Failure(Struct, omit_defaults=True, kw_only=True):
     """Why an assigned model does not run here, and when the agent tries again."""
 
@@ -43,6 +54,10 @@ class Failure(Struct, omit_defaults=True, kw_only=True):
     at_s: float
     retry_at_s: float = 0.0  # 0: not before the assignment changes
     attempts: int = 1
+    kind: FailureKind = ""
+    device: str = ""  # for want of memory: where, and how much of it
+    needed_bytes: int = 0
+    free_bytes: int = 0
 
 
 class WorkerRecord(Struct, omit_defaults=True, kw_only=True):
@@ -80,7 +95,9 @@ class ReplicaRecord(Struct, omit_defaults=True, kw_only=True):
     done_bytes: int = 0
     total_bytes: int = 0
     devices: list[str] = []
-    reserved_bytes: int = 0
+    reserved_bytes: int = 0  # by the ledger, on each of its devices
+    estimated_bytes: int = 0  # before the load; 0: unknown
+    measured_bytes: int = 0  # taken in fact, on each of its devices; 0: not known yet
     slots: int = 0  # jobs it takes at once
     running: int = 0
     waiting: int = 0  # taken, but not yet scheduled
@@ -89,8 +106,10 @@ class ReplicaRecord(Struct, omit_defaults=True, kw_only=True):
     block_tokens: int = 0
     context_limit: int = 0  # tokens, prompt and completion together
     fingerprint: str = ""
+    capabilities: dict[str, bool] = {}  # what the checkpoint says of itself: tools, reasoning, vision
     pids: list[int] = []  # front, ranks
     load_s: float = 0.0
+    stages_s: dict[str, float] = {}  # seconds of the stages of its load
     since_s: float = 0.0
     last_used_s: float = 0.0
     at_s: float = 0.0
@@ -146,17 +165,19 @@ class ModelRecord(Struct, omit_defaults=True, kw_only=True):
     keep_alive_s: float = 0.0  # unloaded after so long without a job; 0: stays until displaced
     min_replicas: int = 0  # kept loaded without demand
     max_replicas: int = 1  # at most, as the backlog grows
+    origin: str = ""  # models.toml: from that file, and to go when it goes from there; else added by an operator
     created_s: float = 0.0
     v: int = VERSION
 
 
 class IntentRecord(Struct, omit_defaults=True, kw_only=True):
-    """What an operator wants of a model."""
+    """What an operator wants of a model. Typed by hand, `want` is enough: the key says which model."""
 
-    model: str
+    model: str = ""  # empty: that of the key
     want: Literal["loaded", "unloaded"]
     on: list[str] = []  # worker names; empty: wherever it fits
-    replicas: int = 1
+    replicas: Annotated[int, Meta(ge=1, le=64)] = 1
+    pinned: bool = False  # never displaced, once it is loaded
     by: str = ""
     at_s: float = 0.0
     v: int = VERSION
@@ -168,6 +189,10 @@ class Assigned(Struct, omit_defaults=True, kw_only=True):
     model: ModelRecord
     devices: list[str] = []
     reason: str = ""
+    memory_bytes: int = 0  # at most, on each device; 0: as the worker's ledger has it
+    unload_if_idle: bool = False  # give up when nothing runs, and stay given up; while anything runs: go on
+    room_for: str = ""  # with `unload_if_idle`: the model that waits for the memory
+    at_s: float = 0.0  # when it was assigned
 
 
 class AssignmentRecord(Struct, omit_defaults=True, kw_only=True):
@@ -177,4 +202,64 @@ class AssignmentRecord(Struct, omit_defaults=True, kw_only=True):
     epoch: int
     generation: int
     models: list[Assigned] = []
+    leaving: list[Assigned] = []  # taken away by this record or shortly before: their memory is not free yet
+    v: int = VERSION
+
+
+class DrainRecord(Struct, omit_defaults=True, kw_only=True):
+    """An operator wants a worker emptied: it gets nothing new, and what it has is moved or finished."""
+
+    worker: str = ""  # empty: that of the key
+    by: str = ""
+    at_s: float = 0.0
+    v: int = VERSION
+
+
+class Measurement(Struct, omit_defaults=True, kw_only=True):
+    """What a load took on one worker."""
+
+    worker: str
+    bytes: int  # on each device
+    load_s: float = 0.0
+    at_s: float = 0.0
+
+
+class MeasuredRecord(Struct, omit_defaults=True, kw_only=True):
+    """What loads of a model took; of another source, revision, dtype or quantisation it says nothing."""
+
+    model: str
+    variant: str
+    loads: list[Measurement] = []  # the latest of each worker
+    v: int = VERSION
+
+
+EventKind = Literal[
+    "assigned",  # to load here
+    "yielding",  # told to unload if idle, in favour of another or because nobody uses it
+    "unloaded",  # told to unload: what runs is finished or handed over first
+    "kept",  # a request to yield was taken back
+    "waiting",  # wanted, but not to be had now
+    "cannot_fit",  # no worker is large enough
+    "loading",  # facts from here on: what workers reported
+    "ready",
+    "failed",
+    "gone",
+    "joined",
+    "drained",
+    "lost",
+    "leads",  # another gateway took over placement
+    "refused",  # an operator wrote a record that nobody understands, or of a model that is not in the catalogue
+]
+
+
+class EventRecord(Struct, omit_defaults=True, kw_only=True):
+    """One decision of the placement leader, or one fact that decisions follow from."""
+
+    at_s: float
+    kind: EventKind
+    model: str = ""
+    worker: str = ""
+    epoch: int = 0
+    reason: str = ""
+    inputs: dict[str, Any] = {}  # the figures that it was decided from
     v: int = VERSION

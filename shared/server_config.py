@@ -143,6 +143,7 @@ def _worker_permissions(user: str, worker: str, settings: BrokerSettings) -> str
         f"_INBOX_{user}.>",
         f"{names.PREFIX}.rep.>",
         f"{names.PREFIX}.worker.{worker}.>",
+        f"{names.PREFIX}.rpc.>",
         f"{names.bucket_events(names.FLEET)}.>",
         f"{names.bucket_events(names.PLAN)}.>",
         "$SRV.>",

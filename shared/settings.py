@@ -56,6 +56,27 @@ class _ProcessSettings(BaseSettings):
         return (init_settings,)
 
 
+class PlacementSettings(BaseModel):
+    """When models are loaded, and how many copies of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    starvation_bound_s: float = Field(default=60.0, gt=0)  # a model waited for so long may displace a busy one
+    keep_alive_s: float = Field(default=0.0, ge=0)  # of models whose entry says nothing; 0: until displaced
+    scale_up_after_s: float = Field(default=5.0, ge=0)  # jobs wait so long beside a ready replica: one more
+    scale_down_after_s: float = Field(default=60.0, ge=0)  # a replica above the wanted number idle so long: one less
+
+
+class EvictionSettings(BaseModel):
+    """Which models give way to others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategy: Literal["lru", "priority"] = "lru"
+    min_residency_s: float = Field(default=5.0, ge=0)  # a model serves so long before it may be displaced
+    defrag_after_cycles: int = Field(default=0, ge=0)  # accepted and without effect: an unload ends the process
+
+
 class GatewaySettings(_ProcessSettings):
     """A gateway."""
 
@@ -70,6 +91,9 @@ class GatewaySettings(_ProcessSettings):
     job_deadline_s: float = Field(default=1800, gt=0)
     max_attempts: int = Field(default=4, ge=1)
     max_queue_per_model: int = Field(default=512, ge=1)
+    models: str = ""  # path of the catalogue's file, models.toml; empty: what operators put into the plan
+    placement: PlacementSettings = PlacementSettings()
+    eviction: EvictionSettings = EvictionSettings()
     log_level: LogLevel = "info"
 
 
@@ -88,6 +112,8 @@ class WorkerSettings(_ProcessSettings):
     slots: int = Field(default=32, ge=1)  # jobs a replica takes at once
     prefill_tokens: int = Field(default=512, ge=1)  # token budget of a step
     drain_grace_s: float = Field(default=30.0, ge=0)
+    standby: bool = True  # one spare replica with everything imported, so that a load begins at once
+    enforce_memory: bool = False  # a rank on the CPU that takes more than it was granted fails
     log_level: LogLevel = "info"
 
     @field_validator("state_dir")

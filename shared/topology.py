@@ -30,6 +30,10 @@ class Topology(BaseModel):
     jobs_per_subject: int = Field(default=4096, gt=0)  # hard limit of queued and running jobs of a model and class
     jobs_max_age_s: int = Field(default=3600, ge=120)
     bucket_max_bytes: int = Field(default=256 << 20, gt=0)
+    events_max_age_s: int = Field(default=7 * 86400, ge=60)
+    events_max_bytes: int = Field(default=256 << 20, gt=0)
+    responses_max_age_s: int = Field(default=86400, ge=60)  # how long a stored response can be fetched
+    responses_max_bytes: int = Field(default=512 << 20, gt=0)  # of all of them; when full, the oldest go first
 
 
 async def ensure(bus: Bus, topology: Topology | None = None) -> None:
@@ -43,7 +47,8 @@ async def ensure(bus: Bus, topology: Topology | None = None) -> None:
 
 def configs(topology: Topology) -> list[dict[str, Any]]:
     """The streams as JetStream's interface takes them."""
-    return [_jobs(topology), _bucket(topology, names.FLEET, history=1), _bucket(topology, names.PLAN, history=10)]
+    buckets = [_bucket(topology, names.FLEET, history=1), _bucket(topology, names.PLAN, history=10)]
+    return [_jobs(topology), *buckets, _events(topology), _responses(topology)]
 
 
 def _jobs(topology: Topology) -> dict[str, Any]:
@@ -62,6 +67,33 @@ def _jobs(topology: Topology) -> dict[str, Any]:
         "allow_direct": True,
         "num_replicas": topology.replicas,
     }
+
+
+def _events(topology: Topology) -> dict[str, Any]:
+    return {
+        "name": names.EVENTS,
+        "subjects": [names.EVENT_SUBJECTS],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "old",
+        "max_age": topology.events_max_age_s * _S,
+        "max_bytes": topology.events_max_bytes,
+        "duplicate_window": 120 * _S,
+        "allow_direct": True,
+        "num_replicas": topology.replicas,
+    }
+
+
+def _responses(topology: Topology) -> dict[str, Any]:
+    """A bucket that forgets: prompts rest in it, on the same storage as in the queue."""
+    config = _bucket(topology, names.RESPONSES, history=1) | {
+        "storage": topology.jobs_storage,
+        "discard": "old",
+        "max_age": topology.responses_max_age_s * _S,
+        "max_bytes": topology.responses_max_bytes,
+    }
+    del config["republish"]  # nobody mirrors it
+    return config
 
 
 def _bucket(topology: Topology, bucket: str, history: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Child:
         """Start `command` with `--channel-fd` and `--parent-pid` added. Its stdout goes to our stderr."""
         ours, theirs = channel.pair()
         with theirs:
+            reader, writer = await channel.open_channel(ours)  # before the process is there to be left behind
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -44,9 +45,8 @@ class Child:
                     start_new_session=True,
                 )  # fmt: skip
             except BaseException:
-                ours.close()
+                writer.close()
                 raise
-        reader, writer = await channel.open_channel(ours)
         return cls(process, reader, writer)
 
     @property

@@ -28,6 +28,7 @@ class FrontConfig(Struct, tag="front_config", kw_only=True):
     device: str  # cpu, cuda:0
     threads: int  # cores granted
     memory_bytes: int  # granted on the device: weights, activations and cache together
+    enforce_memory: bool = False  # the rank's process may not have more
     slots: int  # jobs at once
     prefill_tokens: int  # token budget of a step
     nats: dict[str, Any]  # BusSettings
@@ -61,10 +62,12 @@ class FrontStatus(Struct, tag="status", kw_only=True):
     block_tokens: int = 0
     context_limit: int = 0
     fingerprint: str = ""
+    capabilities: dict[str, bool] = {}  # tools, reasoning, vision
     pids: list[int] = []
     load_s: float = 0.0
     last_used_s: float = 0.0
     measured_bytes: int = 0  # what the rank really took
+    stages_s: dict[str, float] = {}  # of the load
 
 
 FrontToAgent = FrontStatus
@@ -76,11 +79,14 @@ class RankConfig(Struct, tag="rank_config", kw_only=True):
     """How to start one rank."""
 
     path: str
+    task: Literal["generate", "embed"] = "generate"
     backend: Literal["torch", "synthetic"]
     device: str
     dtype: str  # auto, float32, bfloat16, float16
+    quantization: str = ""  # of the weights: "" (as the checkpoint is), int8, int4
     threads: int
     memory_bytes: int
+    enforce_memory: bool = False  # on a CPU: what goes beyond is refused to the process
     context_limit: int  # 0: the model's own
     slots: int
     prefill_tokens: int
@@ -113,10 +119,11 @@ class Choice(Struct, array_like=True):
 
 
 class Submit(Struct, tag="submit", kw_only=True):
-    """Run this."""
+    """Run this. To an embedding model: `choices` are the `inputs` wanted, and there is no prompt."""
 
     key: str
     prompt: list[int]
+    inputs: list[list[int]] = []
     choices: list[Choice]
     sample: Sample
     batch_class: bool = False  # behind every interactive job
@@ -157,6 +164,7 @@ class Ready(Struct, tag="ready", kw_only=True):
     fingerprint: str
     measured_bytes: int
     load_s: float
+    stages_s: dict[str, float] = {}  # seconds of each stage, by its name
 
 
 class ChoiceLogprob(Struct, array_like=True):
@@ -177,6 +185,7 @@ class Output(Struct, array_like=True):
     finish: Literal["stop", "length"] | None = None
     cached: int = 0  # prompt tokens found in the cache; with a choice's first output
     logprobs: list[ChoiceLogprob] | None = None
+    vector: bytes | None = None  # of an input to an embedding model: little-endian float32
 
 
 class Prefilling(Struct, array_like=True):

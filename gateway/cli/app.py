@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.cli import config as config_commands
+from gateway.cli import placement
 from gateway.cli.errors import CliError
+from gateway.cli.options import (
+    ConfigOption,
+    DataDirOption,
+    JsonOption,
+    NatsUrlOption,
+    TimeoutOption,
+    WaitOption,
+    bus_settings,
+    data_dir_of,
+)
 
 if TYPE_CHECKING:
     from gateway.cli.home import DataDir, FleetFile
@@ -25,21 +37,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Directory of the embedded fleet.", show_default="~/.local/state/plexus"),
-]
-NatsUrlOption = Annotated[
-    str | None,
-    typer.Option("--nats-url", help="Operate the fleet of this nats-server, not the embedded one of this host."),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="Settings file; options and environment go before it.", show_default="/etc/plexus"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Show progress, and return when it is done.")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds that --wait waits at most.")]
+app.add_typer(placement.commands)
+app.add_typer(config_commands.app, name="config", rich_help_panel="Operate")
 
 PIPED_WIDTH = 200  # of tables that no terminal limits
 
@@ -95,7 +94,7 @@ def up(
         metrics_port=metrics_port if metrics_port is not None else min(port + 1, 65535) if port else 0,
         verbose=verbose,
     )
-    home = _data_dir(data_dir)
+    home = data_dir_of(data_dir)
     screen = open_screen(live=not as_json and not verbose)
 
     def announce(fleet: "FleetFile") -> None:
@@ -173,7 +172,7 @@ def status(
     """Show workers, devices, memory, replicas, models and queues."""
     from gateway.cli.tables import snapshot_json, status_view
 
-    _show(_bus_settings(data_dir, nats_url, config), as_json, snapshot_json, status_view)
+    _show(bus_settings(data_dir, nats_url, config), as_json, snapshot_json, status_view)
 
 
 @app.command(rich_help_panel="Operate")
@@ -187,7 +186,7 @@ def models(
     from gateway.cli.tables import models_view, snapshot_json
 
     _show(
-        _bus_settings(data_dir, nats_url, config),
+        bus_settings(data_dir, nats_url, config),
         as_json,
         lambda snapshot: snapshot_json(snapshot)["models"],
         lambda snapshot: models_view(snapshot, sources=True),
@@ -209,7 +208,7 @@ def load(
     from gateway.cli.operate import load as run_load
     from gateway.cli.screen import open_screen
 
-    settings = _bus_settings(data_dir, nats_url, config)
+    settings = bus_settings(data_dir, nats_url, config)
     with open_screen(live=wait) as screen:
         asyncio.run(
             run_load(settings, model, on=on or [], replicas=replicas, wait=wait, timeout_s=timeout, screen=screen)
@@ -230,7 +229,7 @@ def unload(
     from gateway.cli.operate import unload as run_unload
     from gateway.cli.screen import open_screen
 
-    settings = _bus_settings(data_dir, nats_url, config)
+    settings = bus_settings(data_dir, nats_url, config)
     with open_screen(live=wait) as screen:
         asyncio.run(run_unload(settings, model, on=on or [], wait=wait, timeout_s=timeout, screen=screen))
 
@@ -244,7 +243,7 @@ def chat(
     """Talk to a model in the terminal."""
     from gateway.cli.chat import chat as run_chat
 
-    run_chat((url or _data_dir(data_dir).read().api).rstrip("/"), model)
+    run_chat((url or data_dir_of(data_dir).read().api).rstrip("/"), model)
 
 
 @app.command("nats-config", rich_help_panel="Operate")
@@ -258,7 +257,7 @@ def nats_config(config: ConfigOption = None) -> None:
 
 
 @app.command("settings", rich_help_panel="Operate")
-def show_settings(process: Annotated[str, typer.Argument(help="gateway, worker, broker or operator.")]) -> None:
+def show_settings(process: Annotated[str, typer.Argument(help="gateway, models, worker, broker or operator.")]) -> None:
     """Print the annotated settings file of a process: every option with its default."""
     from shared.files import example
 
@@ -277,31 +276,6 @@ def show_version() -> None:
 
 
 # --- what the commands share ---------------------------------------------------------------------------------
-
-
-def _data_dir(given: Path | None) -> "DataDir":
-    from gateway.cli.home import DataDir
-    from shared.settings import state_home
-
-    return DataDir(given or state_home() / "plexus")
-
-
-def _bus_settings(data_dir: Path | None, nats_url: str | None, config: Path | None) -> "BusSettings":
-    """How to reach the fleet that is meant.
-
-    1. The embedded one of --data-dir. 2. The one that --nats-url, the environment or a settings file names.
-    3. The embedded one of the default directory. Raises NoFleet.
-    """
-    from shared.files import settings_file
-    from shared.settings import BusSettings, OperatorSettings
-    from shared.settings import load as load_settings
-
-    if data_dir is None:  # 2
-        named = load_settings(OperatorSettings, settings_file("operator", config), {"bus": {"url": nats_url}})
-        if named.bus.url:
-            return named.bus
-    fleet = _data_dir(data_dir).read()  # 1, 3
-    return BusSettings(url=fleet.nats, user=fleet.user, password=fleet.password)
 
 
 def _show(

@@ -10,8 +10,10 @@ from typing import Any
 import orjson
 
 from gateway import sse
-from gateway.request import Broken, Event, Finished, InferenceRequest, Opened, Waiting
+from gateway.request import Broken, Event, Finished, InferenceRequest, Opened
 from shared.messages import Delta, Extra, Timings, TokenLogprob, ToolCall, Usage
+
+FINISHES = ("stop", "length", "tool_calls", "content_filter")
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
@@ -27,7 +29,17 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 def timings_json(timings: Timings) -> dict[str, float]:
     """Where the time went, in seconds: an extension."""
-    return {"queue_s": timings.queue_s, "prefill_s": timings.prefill_s, "decode_s": timings.decode_s}
+    return {
+        "queue_s": timings.queue_s,
+        "load_s": timings.load_s,
+        "prefill_s": timings.prefill_s,
+        "decode_s": timings.decode_s,
+    }
+
+
+def finish_json(finish: str | None) -> str | None:
+    """A finish reason that every client knows: some send a request again, for ever, when they meet another one."""
+    return finish if finish is None or finish in FINISHES else "stop"
 
 
 def logprobs_json(entries: list[TokenLogprob]) -> dict[str, Any]:
@@ -70,8 +82,6 @@ class Stream:
         if isinstance(event, Opened):
             self._prepare(event.fingerprint)
             return self._open()
-        if isinstance(event, Waiting):
-            return sse.comment(event)
         if isinstance(event, Finished):
             self.has_ended = True
             return self._open() + self._usage(event) + sse.DONE
@@ -117,7 +127,7 @@ class Stream:
         for call in extra.tool_calls:
             frames += self._tool_call(delta.choice, call)
         if delta.finish is not None:
-            frames.append(self._frame(delta.choice, {}, delta.finish))
+            frames.append(self._frame(delta.choice, {}, finish_json(delta.finish)))
         return b"".join(frames)
 
     def _with_thinking(self, delta: Delta, extra: Extra) -> str:
@@ -131,15 +141,14 @@ class Stream:
         return content + delta.text
 
     def _tool_call(self, choice: int, call: ToolCall) -> list[bytes]:
-        """Id and name first, then the arguments: what every client's assembler expects."""
-        head = {
-            "index": call.index,
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": ""},
-        }
-        rest = {"index": call.index, "function": {"arguments": call.arguments}}
-        return [self._frame(choice, {"tool_calls": [part]}) for part in (head, rest)]
+        """Id and name first, then the arguments, piece by piece: what every client's assembler expects."""
+        parts: list[dict[str, Any]] = []
+        if call.id:
+            function = {"name": call.name, "arguments": ""}
+            parts.append({"index": call.index, "id": call.id, "type": "function", "function": function})
+        if call.arguments:
+            parts.append({"index": call.index, "function": {"arguments": call.arguments}})
+        return [self._frame(choice, {"tool_calls": [part]}) for part in parts]
 
     def _usage(self, event: Finished) -> bytes:
         if not self._request.include_usage:
@@ -148,11 +157,19 @@ class Stream:
         return self._start + b'"choices":[],"usage":%s,"timings":%s}\n\n' % (orjson.dumps(usage), orjson.dumps(timings))
 
 
+def join_calls(calls: dict[int, ToolCall], pieces: list[ToolCall]) -> None:
+    """Add pieces of tool calls to the calls they belong to, by index."""
+    for piece in pieces:
+        call = calls.setdefault(piece.index, ToolCall(piece.index))
+        call.id, call.name = call.id or piece.id, call.name or piece.name
+        call.arguments += piece.arguments
+
+
 @dataclass(slots=True)
 class _Choice:
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
-    tool_calls: list[ToolCall] = field(default_factory=list)
+    calls: dict[int, ToolCall] = field(default_factory=dict)  # by index
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
 
@@ -177,7 +194,7 @@ class Whole:
             choice.finish = event.finish
             if event.extra is not None:
                 choice.reasoning.append(event.extra.reasoning)
-                choice.tool_calls += event.extra.tool_calls
+                join_calls(choice.calls, event.extra.tool_calls)
                 choice.logprobs += event.extra.logprobs
 
     def body(self, end: Finished) -> bytes:
@@ -202,11 +219,11 @@ class Whole:
             message["content"] = f"<think>{reasoning}</think>{text}"
         elif reasoning:
             message["reasoning_content"] = reasoning
-        if choice.tool_calls:
+        if choice.calls:
             message["content"] = message["content"] or None
             message["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in choice.tool_calls
+                for _, call in sorted(choice.calls.items())
             ]
         logprobs = None if self._request.sampling.logprobs is None else logprobs_json(choice.logprobs)
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_json(choice.finish)}

@@ -1,193 +1,374 @@
 """From what is wanted and what is there to who runs what. Pure: the same view gives the same plan.
 
-The rules, in the order in which `plan` applies them:
+1. Who gives up a place, whatever else is wanted:
+   1.1 a worker that is lost, and a model that left the catalogue or that an operator wants unloaded;
+   1.2 a worker that may not run the model any more;
+   1.3 a worker that refused it for want of memory, or failed with it while another has room.
+2. What may go without anybody asking for its memory:
+   2.1 replicas above what is wanted and what demand may bring, at once, the least useful first;
+   2.2 replicas above the wanted number that were idle for a while, if still idle;
+   2.3 models that nobody wants and that got no job for as long as they are kept alive, if still idle.
+3. Who is missing: models that are wanted loaded, that jobs wait for, or whose jobs outrun their replicas. One after
+   another: those for whom room was made, those that starve, by class, by age. For each:
+   3.1 no worker could ever run it: it cannot fit; or nobody knows yet: it waits for the answer of a worker;
+   3.2 it fits now somewhere: there, beside the fewest models, then where most is free;
+   3.3 it will fit where something is leaving: it waits, and that room is kept for it;
+   3.4 it fits where others give way: the idle ones are asked to unload if idle, and if it starves the busy are told
+       to finish and go; it waits, and that room is kept for it;
+   3.5 else it waits for what the reasons say.
+4. Workers that are drained give up what has a ready replica elsewhere, what nobody needs, and what cannot be had
+   elsewhere.
+5. The catalogue's changes reach the workers.
 
-1. A model without a place in the catalogue, or that an operator wants unloaded, runs nowhere.
-2. A model stays where it is assigned, if that worker may still run it: nothing moves without need.
-3. A worker that is lost, or that may no longer run the model, or that failed to while another can, gives it up.
-   A draining worker keeps what it has until it is gone, but it no longer counts.
-4. Replicas above the wanted number are given up, the least useful first.
-5. Missing replicas go to the worker with the fewest models, then to the one with the most free memory. A worker that
-   just failed to load the model is the last choice, a draining one is none.
-
-Memory is not estimated here: a worker measures, has the last word, and reports a failure, which rule 3 sees.
+The rules themselves are in `rules`, one function each; memory is counted in `memory`.
 """
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from shared.records import (
-    Assigned,
-    AssignmentRecord,
-    IntentRecord,
-    ModelRecord,
-    ReplicaRecord,
-    WorkerRecord,
-)
+from gateway.placement import rules, search
+from gateway.placement.draft import Decision, Draft, Verdict
+from gateway.placement.memory import need
+from gateway.placement.search import Room, Search
+from gateway.placement.standing import standing
+from gateway.placement.view import View, variant
+from shared.records import AssignmentRecord, ModelRecord
 
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """Everything a plan depends on. Mappings are by model id, worker name and replica id."""
-
-    models: Mapping[str, ModelRecord]
-    intents: Mapping[str, IntentRecord]
-    workers: Mapping[str, WorkerRecord]
-    replicas: Mapping[str, ReplicaRecord]
-    wants: Mapping[str, AssignmentRecord]
-    demand: Collection[str] = ()  # models that jobs wait for, beside those that intents name
-    lost: Collection[str] = ()  # workers that are not there, and not only not there yet
-    avoid: Collection[tuple[str, str]] = ()  # (worker, model) that failed not long ago
+__all__ = ["Decision", "Plan", "Verdict", "View", "plan"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write, and why each model stands as it does."""
+    """What to write, why, how every model stands, and when to look again although nothing changed."""
 
     changes: list[AssignmentRecord]
-    reasons: dict[str, str]  # by model id
+    decisions: list[Decision] = field(default_factory=list)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)  # by model id
+    wake_at_s: float = 0.0  # unix time; 0: not before something changes
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """The reason of each verdict."""
+        return {model: verdict.reason for model, verdict in self.verdicts.items()}
 
 
-@dataclass
-class _Draft:
-    """The assignments in the making: worker → model → why."""
+def plan(view: View, epoch: int, *, claim: bool = False) -> Plan:
+    """The assignments that differ from those in `view.wants`, under this leader's epoch.
 
-    view: View
-    places: dict[str, dict[str, str]] = field(default_factory=dict)
-
-    def holders(self, model: str) -> list[str]:
-        """Workers that the model is assigned to, by name."""
-        return sorted(worker for worker, models in self.places.items() if model in models)
-
-    def num_models(self, worker: str) -> int:
-        """How many models a worker is assigned."""
-        return len(self.places.get(worker, {}))
-
-
-def plan(view: View, epoch: int) -> Plan:
-    """The assignments that differ from those in `view.wants`, under this leader's epoch."""
-    draft = _Draft(view, {worker: {} for worker in view.workers})
-    for worker, want in view.wants.items():
-        draft.places[worker] = {assigned.model.id: assigned.reason for assigned in want.models}
-    known = set(view.models) | {model for models in draft.places.values() for model in models}
-    reasons = {model: _place(draft, model) for model in sorted(known, key=lambda model: _priority(view, model))}
-    return Plan(_changes(draft, epoch), reasons)
+    With `claim`, also those that stand under another leader's epoch, and an empty one for each worker without any, so
+    that whatever that leader still writes comes too late.
+    """
+    draft = Draft(view)
+    _give_up(draft)  # 1
+    _let_go(draft)  # 2
+    for model in _missing(draft):  # 3
+        _place(draft, model)
+    _empty_drained(draft)  # 4
+    _follow_catalogue(draft)  # 5
+    draft.finish()
+    for failure in view.failures.values():
+        draft.wake(failure.retry_at_s)
+    known = sorted({*view.models, *draft.models(), *(model for _, model in draft.books.holdings)})
+    verdicts = {model: standing(draft, model) for model in known}
+    return Plan(draft.changes(epoch, claim), draft.decisions, verdicts, draft.wake_at_s)
 
 
-def _priority(view: View, model: str) -> tuple[bool, float, str]:
-    """Operators' wishes first, the older first."""
-    intent = view.intents.get(model)
-    return (intent is None, intent.at_s if intent else 0.0, model)
+# --- 1. who gives up a place -----------------------------------------------------------------------------------
 
 
-def _place(draft: _Draft, model: str) -> str:
-    view, intent = draft.view, draft.view.intents.get(model)
-    # 1. Not wanted at all.
-    if model not in view.models:
-        return _clear(draft, model, "the catalogue no longer has it")
-    if intent is not None and intent.want == "unloaded":
-        return _clear(draft, model, f"{intent.by or 'an operator'} wants it unloaded")
-    held = draft.holders(model)
-    if intent is None and model not in view.demand and not held:
-        return "nobody asked for it"
-    number = intent.replicas if intent else 1
-    allowed = set(intent.on) if intent and intent.on else None
-    # 2. and 3. Who keeps it.
-    for worker in held:
-        may_run = worker not in view.lost and (allowed is None or worker in allowed)
-        has_failed = (worker, model) in view.avoid and bool(_candidates(draft, model, allowed, fresh=True))
-        if has_failed or not may_run:
-            del draft.places[worker][model]
-    counted = [worker for worker in draft.holders(model) if not _is_draining(view, worker)]
-    # 4. Too many.
-    for worker in sorted(counted, key=lambda worker: _usefulness(draft, worker, model))[
-        : max(0, len(counted) - number)
-    ]:
-        del draft.places[worker][model]
-        counted.remove(worker)
-    # 5. Too few.
-    missing = number - len(counted)
-    for worker in _candidates(draft, model, allowed, fresh=False)[: max(0, missing)]:
-        why = f"{intent.by or 'an operator'} wants it loaded" if intent else "jobs wait for it"
-        draft.places[worker][model] = why
-        counted.append(worker)
-    return _reason(view, model, counted, number, allowed)
-
-
-def _clear(draft: _Draft, model: str, reason: str) -> str:
-    for models in draft.places.values():
-        models.pop(model, None)
-    return reason
-
-
-def _candidates(draft: _Draft, model: str, allowed: set[str] | None, *, fresh: bool) -> list[str]:
-    """Workers that could take the model as well, the best first. `fresh`: only those that did not fail with it."""
+def _give_up(draft: Draft) -> None:
     view = draft.view
-    able = [
-        worker
-        for worker in view.workers.values()
-        if worker.state == "ready"
-        and model not in draft.places.get(worker.name, {})
-        and (allowed is None or worker.name in allowed)
-        and not (fresh and (worker.name, model) in view.avoid)
-        and _free_bytes(worker) > 0
+    for worker, model in draft.places():
+        if reason := rules.is_lost(view, worker) or rules.is_unknown(view, model) or rules.is_unwanted(view, model):
+            draft.remove(worker, model, reason)  # 1.1
+        elif reason := rules.is_barred(view, view.models[model], worker):
+            draft.remove(worker, model, reason)  # 1.2
+    for worker, model in draft.places():
+        record = view.models[model]
+        if not (failure := rules.has_failed(view, record, worker)):
+            continue
+        replica = view.replica(worker, model)
+        if replica is not None and replica.state == "loading":
+            continue  # it is being tried again
+        found = search.survey(draft, record)
+        elsewhere = search.room_now(draft, record, found)
+        is_better = elsewhere is not None and not rules.after_failure(view, record, elsewhere.candidate.name)
+        if is_better or rules.was_refused(view, record, worker):
+            draft.remove(worker, model, failure)  # 1.3
+
+
+# --- 2. what may go by itself ----------------------------------------------------------------------------------
+
+
+def _let_go(draft: Draft) -> None:
+    view = draft.view
+    for model in sorted(draft.models()):
+        record = view.models[model]
+        holders = _counted(draft, model)
+        while rules.is_above_limit(view, record, len(holders)):  # 2.1
+            least = min(holders, key=lambda worker: _usefulness(draft, worker, record.id))
+            draft.remove(least, model, f"{len(holders)} replicas are more than wanted")
+            holders = _counted(draft, model)
+        for worker in sorted(holders, key=lambda worker: draft.used_s(worker, record.id)):
+            replica = view.replica(worker, model)
+            if replica is None or replica.state != "ready":
+                continue
+            used = draft.used_s(worker, model)
+            idle = view.now - used
+            if rules.is_busy(view, record, replica):
+                continue
+            num_places = len(_counted(draft, model))
+            if rules.is_spare(view, record, num_places, idle):  # 2.2
+                reason = f"a replica above the wanted number, idle for {idle:.0f} s"
+                draft.ask_to_yield(worker, model, reason, idle_s=idle)
+            elif num_places == 1 and rules.is_unused(view, record, idle):  # 2.3
+                draft.ask_to_yield(worker, model, f"nobody used it for {idle:.0f} s", idle_s=idle)
+            else:
+                if num_places > 1:
+                    draft.wake(used + view.placement.scale_down_after_s)
+                if keep_s := record.keep_alive_s or view.placement.keep_alive_s:
+                    draft.wake(used + keep_s)
+
+
+def _usefulness(draft: Draft, worker: str, model: str) -> tuple[bool, bool, float, str]:
+    """Lowest first: not there, not ready, used longest ago."""
+    replica = draft.view.replica(worker, model)
+    is_ready = replica is not None and replica.state == "ready"
+    return (worker in draft.view.workers, is_ready, draft.used_s(worker, model), worker)
+
+
+# --- 3. who is missing -----------------------------------------------------------------------------------------
+
+
+def _missing(draft: Draft) -> list[ModelRecord]:
+    """Models that are to have more places than they have, in the order in which they are served."""
+    view = draft.view
+    missing = [
+        model
+        for model in view.models.values()
+        if not rules.is_unwanted(view, model.id) and len(_counted(draft, model.id)) < _target(draft, model)
     ]
-    able.sort(
-        key=lambda worker: (
-            (worker.name, model) in view.avoid,
-            draft.num_models(worker.name),
-            -_free_bytes(worker),
-            worker.name,
-        )
+    return sorted(missing, key=lambda model: _turn(draft, model))
+
+
+def _turn(draft: Draft, model: ModelRecord) -> tuple[int, int, int, float, str]:
+    return (
+        rules.after_promised_room(draft.has_room_made(model.id)),
+        rules.after_starving(draft.view, model),
+        rules.by_class(model),
+        rules.by_age(_since(draft.view, model)),
+        model.id,
     )
-    return [worker.name for worker in able]
 
 
-def _free_bytes(worker: WorkerRecord) -> int:
-    """Of the device with the most."""
-    return max((device.free_bytes - device.reserved_bytes for device in worker.devices), default=0)
+def _since(view: View, model: ModelRecord) -> float:
+    """From when on it is wanted."""
+    waiting = view.waiting_since(model.id)
+    intent = view.intents.get(model.id)
+    times = [time for time in (waiting, intent.at_s if intent else None) if time is not None]
+    return min(times, default=0.0)
 
 
-def _is_draining(view: View, worker: str) -> bool:
-    record = view.workers.get(worker)
-    return record is not None and record.state == "draining"
+def _counted(draft: Draft, model: str) -> list[str]:
+    """Places that count: not on a worker that is being emptied."""
+    return [worker for worker in draft.holders(model) if not rules.is_drained(draft.view, worker)]
 
 
-def _usefulness(draft: _Draft, worker: str, model: str) -> tuple[bool, bool, int, str]:
-    """Lowest first: not there, not ready, on a crowded worker."""
+def _target(draft: Draft, model: ModelRecord) -> int:
     view = draft.view
-    is_ready = any(
-        replica.model == model and replica.worker == worker and replica.state == "ready"
-        for replica in view.replicas.values()
+    holders = _counted(draft, model.id)
+    ready = [worker for worker in holders if _is_ready(view, worker, model.id)]
+    target = rules.num_wanted(view, model)
+    if rules.is_asked_for(view, model) or _is_used_where_drained(draft, model):
+        target = max(target, 1)
+    if rules.is_overrun(view, model, len(holders), len(ready)):
+        target = max(target, len(holders) + 1)
+    elif ready and (jobs := view.backlog.get(model.id)) and jobs.queued and len(holders) < model.max_replicas:
+        draft.wake(jobs.since_s + view.placement.scale_up_after_s)
+    return target
+
+
+def _is_ready(view: View, worker: str, model: str) -> bool:
+    replica = view.replica(worker, model)
+    return replica is not None and replica.state == "ready"
+
+
+def _is_used_where_drained(draft: Draft, model: ModelRecord) -> bool:
+    view = draft.view
+    return any(
+        rules.is_drained(view, worker) and rules.is_busy(view, model, view.replica(worker, model.id))
+        for worker in draft.holders(model.id)
     )
-    return (worker in view.workers, is_ready, -draft.num_models(worker), worker)
 
 
-def _reason(view: View, model: str, holders: list[str], number: int, allowed: set[str] | None) -> str:
-    if len(holders) >= number:
-        return f"on {', '.join(sorted(holders))}"
-    have = f"on {', '.join(sorted(holders))}; " if holders else ""
+def _place(draft: Draft, model: ModelRecord) -> None:
+    """Give a model the places that it lacks, as far as can be."""
+    target = _target(draft, model)
+    while len(_counted(draft, model.id)) < target:
+        if not _place_once(draft, model, is_first=not _counted(draft, model.id)):
+            return
+
+
+def _place_once(draft: Draft, model: ModelRecord, *, is_first: bool) -> bool:
+    view = draft.view
+    found = search.survey(draft, model)
+    # 3.1
+    if not found.candidates:
+        draft.blocked[model.id] = _nowhere(draft, model, found)
+        return False
+    if unsized := rules.is_unsized(view, model, found.candidates[0].wanted):
+        draft.blocked[model.id] = Verdict("planned", unsized)
+        return False
+    # 3.2
+    if room := search.room_now(draft, model, found):
+        _assign(draft, model, room)
+        return True
+    # 3.3
+    if room := search.room_coming(draft, model, found):
+        _claim(draft, model, room, "waits for room on {worker}, which is being freed")
+        return False
+    if settling := search.is_settling(draft, model, found):
+        draft.blocked[model.id] = Verdict("waiting", settling)
+        return False
+    # 3.4
+    is_entitled = is_first or len(_counted(draft, model.id)) < rules.num_wanted(view, model)
+    if (since := view.waiting_since(model.id)) is not None:
+        draft.wake(since + view.placement.starvation_bound_s)
+    if is_entitled and not (unproven := rules.is_unproven(view, model)):
+        if room := search.room_by_eviction(draft, model, found):
+            _evict(draft, model, room)
+            return False
+    elif is_entitled:
+        found.candidates[0].objection = unproven
+    # 3.5
+    reasons = [one.objection for one in found.candidates if one.objection]
+    draft.blocked[model.id] = Verdict(
+        "waiting", "; ".join(dict.fromkeys(reasons)) or "no worker has room", _inputs(found)
+    )
+    return False
+
+
+def _nowhere(draft: Draft, model: ModelRecord, found: Search) -> Verdict:
+    """3.1: for good, or only with the workers that are here now?"""
+    view = draft.view
+    allowed = [name for name in view.workers if not rules.is_barred(view, model, name)]
+    small = {name: text for name, text in found.too_small.items() if name in allowed}
+    named = set(model.workers)
+    intent = view.intents.get(model.id)
+    if intent is not None and intent.want == "loaded":
+        named |= set(intent.on)
+    absent = sorted(name for name in named if name not in view.workers)
     if not view.workers:
-        return have + "there are no workers"
-    if allowed is not None and not allowed & set(view.workers):
-        return have + f"none of the workers it may run on is there: {', '.join(sorted(allowed))}"
-    return have + f"no further worker can take it ({len(holders)} of {number} placed)"
+        return Verdict("waiting", "there are no workers")
+    if absent and not allowed:
+        return Verdict("waiting", f"none of the workers it may run on is there: {', '.join(absent)}")
+    if small and len(small) == len(allowed) and view.is_settled and not absent:
+        largest = max((site.device.total_bytes for site in draft.books.sites.values()), default=0)
+        reason = "; ".join(dict.fromkeys(small.values()))
+        least = need(view, model, next(iter(small))).minimum_bytes
+        return Verdict("cannot_fit", reason, {"needs_bytes": least, "devices": model.devices, "largest_bytes": largest})
+    held = len(_counted(draft, model.id))
+    why = "; ".join(dict.fromkeys([*found.too_small.values(), *found.barred.values()]))
+    return Verdict("waiting", f"no further worker can take it ({held} of {_target(draft, model)} placed): {why}")
 
 
-def _changes(draft: _Draft, epoch: int) -> list[AssignmentRecord]:
-    changes: list[AssignmentRecord] = []
-    for worker, models in sorted(draft.places.items()):
-        before = draft.view.wants.get(worker)
-        now = [Assigned(model=draft.view.models[model], reason=why) for model, why in sorted(models.items())]
-        if _essence(now) != _essence(before.models if before else []):
-            # Above what the worker has followed, too: agents refuse the past also where the bucket has forgotten it.
-            record = draft.view.workers.get(worker)
-            seen = record.generation if record else 0
-            generation = max(before.generation if before else 0, seen) + 1
-            changes.append(AssignmentRecord(worker=worker, epoch=epoch, generation=generation, models=now))
-    return changes
+def _inputs(found: Search) -> dict[str, int | str]:
+    best = max(found.candidates, key=lambda one: max(site.free_bytes for site in one.sites))
+    return {
+        "needs_bytes": best.wanted.bytes,
+        "known_from": best.wanted.source,
+        "most_free_bytes": max(site.free_bytes for site in best.sites),
+        "on": best.name,
+    }
 
 
-def _essence(models: list[Assigned]) -> list[tuple[str, ModelRecord]]:
-    """What makes two assignments differ: not the reasons."""
-    return sorted(((assigned.model.id, assigned.model) for assigned in models), key=lambda pair: pair[0])
+def _why_wanted(draft: Draft, model: ModelRecord) -> str:
+    """Why it gets a place."""
+    view, held = draft.view, len(_counted(draft, model.id))
+    intent = view.intents.get(model.id)
+    if intent is not None and intent.want == "loaded" and held < intent.replicas:
+        return f"{intent.by or 'an operator'} wants it loaded"
+    if held < model.min_replicas:
+        return "its entry keeps it loaded"
+    if held == 0 and not rules.is_asked_for(view, model):
+        return "its worker is being emptied"
+    return "jobs wait for it" if held == 0 else "jobs outrun its replicas"
+
+
+def _assign(draft: Draft, model: ModelRecord, room: Room) -> None:
+    worker, wanted = room.candidate.name, room.candidate.wanted
+    reason = _why_wanted(draft, model)
+    draft.decide(
+        "assigned",
+        model.id,
+        worker,
+        reason,
+        needs_bytes=wanted.bytes,
+        known_from=wanted.source,
+        free_bytes=min(site.free_bytes for site in room.sites),
+        waiting_s=draft.view.now - (draft.view.waiting_since(model.id) or draft.view.now),
+    )
+    # The device is named although the worker could choose: only so can its memory be charged.
+    draft.assign(worker, model, [site.device.id for site in room.sites], room.bytes, reason)
+
+
+def _claim(draft: Draft, model: ModelRecord, room: Room, reason: str) -> None:
+    """Keep room that is coming for a model, so that nobody later in the order takes it."""
+    for site in room.sites:
+        site.claimed_bytes += max(1, rules.promise(room.candidate.wanted, site))
+    text = reason.format(worker=room.candidate.name)
+    draft.blocked[model.id] = Verdict("waiting", text, {"worker": room.candidate.name, "needs_bytes": room.bytes})
+
+
+def _evict(draft: Draft, model: ModelRecord, room: Room) -> None:
+    view, worker = draft.view, room.candidate.name
+    names = []
+    for victim in room.victims:
+        resident, replica = view.models[victim.model], view.replica(worker, victim.model)
+        inputs = {"needs_bytes": room.bytes, "frees_bytes": victim.bytes, "used_s": draft.used_s(worker, victim.model)}
+        if replica is None or rules.has_failed(view, resident, worker):
+            draft.remove(worker, victim.model, f"it does not run, and {model.id} needs the memory", **inputs)
+        elif rules.is_busy(view, resident, replica):
+            reason = f"it finishes and goes: {rules.is_starving(view, model).replace(' it', ' ' + model.id)}"
+            draft.remove(worker, victim.model, reason, **inputs)
+        else:
+            draft.ask_to_yield(worker, victim.model, f"{model.id} needs the memory", room_for=model.id, **inputs)
+        names.append(victim.model)
+    _claim(draft, model, room, f"waits for {', '.join(names)} to leave {{worker}}")
+
+
+# --- 4. workers that are being emptied -------------------------------------------------------------------------
+
+
+def _empty_drained(draft: Draft) -> None:
+    view = draft.view
+    for worker, model in draft.places():
+        reason = rules.is_drained(view, worker)
+        # A worker that stops by itself ends its replicas in order; should it come back, it is to have them again.
+        if not reason or worker not in view.drains:
+            continue
+        others = _counted(draft, model)
+        is_replaced = any(_is_ready(view, other, model) for other in others)
+        is_needed = _target(draft, view.models[model]) > 0
+        if is_replaced or not is_needed or not others:
+            draft.remove(worker, model, reason)
+
+
+# --- 5. the catalogue's changes --------------------------------------------------------------------------------
+
+
+def _follow_catalogue(draft: Draft) -> None:
+    view = draft.view
+    for worker, model in draft.places():
+        record = view.models[model]
+        before = view.assigned(worker, model)
+        if before is None or before.model == record:
+            continue
+        if variant(before.model) == variant(record):
+            draft.revise(worker, record, before.memory_bytes)
+            continue
+        # It may take another amount now, of which it has its own and what is free.
+        wanted = need(view, record, worker)
+        holding = draft.books.holdings.get((worker, model))
+        sites = [site for site in draft.books.of_worker(worker) if holding and site.device.id in holding.devices]
+        room = min((site.coming_bytes([holding]) for site in sites if holding), default=0)
+        draft.revise(worker, record, min(wanted.bytes or room, max(room, 0)))

@@ -1,4 +1,4 @@
-"""What the queue costs: ``python -m tests.bench.dispatch [--litellm PYTHON] [--rounds N] [--json FILE]``.
+"""What the queue costs: ``python -m tests.bench.dispatch [--litellm PYTHON] [--rounds N] [--only LOAD] [--json FILE]``.
 
 The same streams over HTTP, alternating in one run, from three servers:
 
@@ -7,12 +7,16 @@ The same streams over HTTP, alternating in one run, from three servers:
 * litellm: LiteLLM's proxy in front of the direct server, when ``--litellm`` names the Python of an environment that has
   ``litellm[proxy]`` installed (``python -m venv DIR && DIR/bin/pip install 'litellm[proxy]'``).
 
+The row *floor* is no server: one job through the same queue and one message back, between two processes that do nothing
+else (`floor`). What stands there is part of what *plexus* adds, whatever its own code costs.
+
 One token per event. The client is lean and its own CPU is in the table. All of it shares the machine's cores, so
 tokens/s is what the whole chain reaches on them; CPU per token by process says who needs how much.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -36,6 +40,8 @@ from shared.kv import Bucket
 from shared.messages import encode
 from shared.names import PLAN, intent_key, model_key
 from shared.records import IntentRecord, ModelRecord
+from shared.settings import BusSettings
+from tests.bench import floor
 from tests.bench.lean_client import Load, chat_request, run_load
 from tests.support.fleet_process import FleetProcess
 from tests.support.ports import free_port
@@ -56,6 +62,7 @@ class Server:
     models: dict[str, str]  # load name → model id
     pids: dict[str, int]  # process name → pid
     key: str = "sk-bench"
+    bus: BusSettings | None = None
 
 
 @dataclass
@@ -199,16 +206,17 @@ def plexus(directory: Path) -> Iterator[Server]:
         pids = uvloop.run(load_synthetic(fleet, checkpoint))
         models = {name: PACED if name == "paced" else SATURATED for name in LOADS}
         port = int(fleet.api.split(":")[2].split("/")[0])
-        yield Server("plexus", dict.fromkeys(LOADS, port), models, {**fleet.now().pids, **pids})
+        everything = {**fleet.now().pids, **pids}
+        yield Server("plexus", dict.fromkeys(LOADS, port), models, everything, bus=fleet.bus_settings())
 
 
 def p50(values: list[float]) -> float:
-    """The median."""
-    return statistics.median(values)
+    """The median; nan of nothing."""
+    return statistics.median(values) if values else math.nan
 
 
 def chain_figures(loads: dict[str, list[Sample]]) -> dict[str, float]:
-    """What a client sees of one server, medians of the rounds."""
+    """What a client sees of one server, medians of the rounds; nan for a load that was left out."""
     paced = [stream for sample in loads["paced"] for stream in sample.load.streams]
     return {
         "first token ms": p50([s.first_token_s * 1e3 for x in loads["first token"] for s in x.load.streams]),
@@ -229,7 +237,9 @@ def cpu_figures(loads: dict[str, list[Sample]], process: str) -> dict[str, float
     return figures
 
 
-def report(samples: dict[str, dict[str, list[Sample]]], idle: dict[str, float]) -> dict[str, object]:
+def report(
+    samples: dict[str, dict[str, list[Sample]]], idle: dict[str, float], floor_s: list[float]
+) -> dict[str, object]:
     """Print the tables; the same figures for JSON."""
     console = Console(width=120)
     chains = {server: chain_figures(loads) for server, loads in samples.items()}
@@ -246,9 +256,14 @@ def report(samples: dict[str, dict[str, list[Sample]]], idle: dict[str, float]) 
             f"{ratio:.2f}",
             f"{row['paced ms/token']:.2f}",
         )
+    floor_ms = p50(floor_s) * 1e3
+    table.add_row("floor", "", f"{floor_ms:.2f}", "", "", "", "")
     console.print(table)
     processes = {
-        server: {process: cpu_figures(loads, process) for process in [*loads["paced"][0].cpu_s, "client"]}
+        server: {
+            process: cpu_figures(loads, process)
+            for process in [*next(found[0] for found in loads.values() if found).cpu_s, "client"]
+        }
         for server, loads in samples.items()
     }
     table = Table("server", "process", *next(iter(processes["direct"].values())))
@@ -257,7 +272,7 @@ def report(samples: dict[str, dict[str, list[Sample]]], idle: dict[str, float]) 
             table.add_row(server, process, *(f"{figure:.1f}" for figure in figures.values()))
     console.print(table)
     console.print("idle, share of a core:", ", ".join(f"{name} {share:.2%}" for name, share in idle.items()))
-    return {"chains": chains, "cpu": processes, "idle core share": idle}
+    return {"chains": chains, "floor ms": floor_ms, "cpu": processes, "idle core share": idle}
 
 
 def main() -> None:
@@ -265,6 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--litellm", metavar="PYTHON", help="python of an environment with litellm[proxy]")
+    parser.add_argument("--only", nargs="+", choices=LOADS, default=list(LOADS), metavar="LOAD", help=", ".join(LOADS))
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -278,15 +294,19 @@ def main() -> None:
         time.sleep(10)  # the measured thing is ten idle seconds
         idle = {process: (cpu_seconds(pid) - before[process]) / 10 for process, pid in fleet.pids.items()}
         samples: dict[str, dict[str, list[Sample]]] = {s.name: {name: [] for name in LOADS} for s in servers}
+        floor_s: list[float] = []
         for index in range(options.rounds + 1):
-            for name in LOADS:
+            if fleet.bus is not None and "first token" in options.only:
+                seconds = uvloop.run(floor.run(fleet.bus, LOADS["first token"][1]))
+                floor_s += seconds if index else []
+            for name in options.only:
                 for server in servers:
                     sample = uvloop.run(measure(server, name))
                     if index:  # the first round warms up
                         samples[server.name][name].append(sample)
             print(f"round {index} of {options.rounds} done", file=sys.stderr)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {options.rounds} rounds")
-    figures = report(samples, idle)
+    figures = report(samples, idle, floor_s)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
 

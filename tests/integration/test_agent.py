@@ -87,6 +87,7 @@ def synthetic(model_dir: Path, id: str = MODEL, **options: Any) -> ModelRecord:
 
 def settings_for(broker: EmbeddedBroker, tmp_path: Path, **changes: Any) -> WorkerSettings:
     values: dict[str, Any] = {"memory_bytes": 1 << 30, "device": "cpu", "cores": 2, "slots": 4, "drain_grace_s": 5.0}
+    values["standby"] = False  # it has tests of its own
     return WorkerSettings(name="w1", state_dir=tmp_path, bus=broker.bus_settings("worker"), **(values | changes))
 
 
@@ -275,6 +276,26 @@ async def test_a_short_grace_hands_jobs_back(
         await asyncio.wait_for(task, 5)
 
 
+async def test_the_next_model_waits_for_the_memory_of_one_that_drains(
+    broker: EmbeddedBroker, bus: Bus, fleet: Fleet, model_dir: Path, tmp_path: Path
+) -> None:
+    async with running(broker, tmp_path, memory_bytes=300 << 20):
+        leader = Leader(bus, "w1")
+        await leader.assign(synthetic(model_dir, "first"))
+        await ready_replica(fleet, "first")
+        owner = await Owner(bus, "first").start()
+        stream = await owner.submit(owner.job(max_tokens=150))
+        await owner.until(lambda: stream.ids[0])
+        await leader.assign(synthetic(model_dir, "second"))
+        await fleet.wait_for(lambda fleet: replica_of(fleet, "second", "loading"), 5)
+        await fleet.wait_for(lambda fleet: replica_of(fleet, "first", "draining"), 5)
+        waiting = replica_of(fleet, "second", "loading")
+        assert waiting is not None and (waiting.stage, "unload" in waiting.reason) == ("wait", True)
+        assert isinstance(await owner.finished(stream), Done)
+        await ready_replica(fleet, "second")
+        assert not fleet.workers["w1"].failures
+
+
 async def test_a_changed_model_is_started_anew(
     broker: EmbeddedBroker, bus: Bus, fleet: Fleet, model_dir: Path, tmp_path: Path
 ) -> None:
@@ -300,19 +321,21 @@ async def test_an_agent_answers_pings_and_refuses_a_twin(broker: EmbeddedBroker,
 
 @asynccontextmanager
 async def worker_process(
-    broker: EmbeddedBroker, tmp_path: Path, **changes: Any
+    broker: EmbeddedBroker, tmp_path: Path, *, standby: bool = False
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """`plexus-worker` as a process of its own."""
     bus = broker.bus_settings("worker")
     config = tmp_path / "worker.toml"
     config.write_text(
         'device = "cpu"\ncores = 2\nslots = 4\nmemory_bytes = 1000000000\ndrain_grace_s = 5\n'
+        f"standby = {str(standby).lower()}\n"
         f'[bus]\nurl = "{bus.url}"\nuser = "{bus.user}"\npassword = "{bus.password}"\n'
     )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "worker", "--config", str(config), "--state-dir", str(tmp_path), "--name", "w1", "--json",
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    with (tmp_path / "worker.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "worker", "--config", str(config), "--state-dir", str(tmp_path), "--name", "w1",
+            "--json", stdout=asyncio.subprocess.PIPE, stderr=log,
+        )  # fmt: skip
     try:
         assert process.stdout is not None
         line = await asyncio.wait_for(process.stdout.readline(), 15)

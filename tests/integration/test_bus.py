@@ -337,3 +337,50 @@ async def test_closing_sends_what_is_buffered(connect):
     await eventually(lambda: seen == [b"last words"])
     with pytest.raises(BusUnavailable):
         await speaker.publish("plexus.gw.a.tok", b"too late")
+
+
+async def test_a_listener_hears_all_in_order_and_survives_its_own_errors(connect):
+    bus, other = await connect("gateway"), await connect("worker")
+    heard: list[bytes] = []
+
+    def listener(message: Msg) -> None:
+        heard.append(bytes(message.data))
+        if message.data == b"0":
+            raise RuntimeError("a defect of the listener")
+
+    subscription = await bus.listen("plexus.gw.listen.rpc", listener)
+    await bus.flush()
+    for number in range(100):
+        other.send("plexus.gw.listen.rpc", b"%d" % number)
+    await eventually(lambda: heard == [b"%d" % number for number in range(100)])
+    await subscription.unsubscribe()
+    await bus.flush()
+    assert len(bus._client._listeners) == 1  # of the answers to requests
+
+
+async def test_what_is_sent_without_a_connection_waits_for_one_up_to_a_bound(broker, connect):
+    bus = await connect("gateway")
+    heard: list[bytes] = []
+    await bus.listen("plexus.gw.later.rpc", lambda message: heard.append(bytes(message.data)))
+    await bus.flush()
+    broker.kill()
+    await eventually(lambda: not bus.is_connected)
+    for number in range(3):
+        bus.send("plexus.gw.later.rpc", b"%d" % number)
+    with pytest.raises(BusUnavailable):
+        for _ in range(OUTBOUND_BYTES // (512 << 10) + 1):
+            bus.send("plexus.gw.later.rpc", b"x" * (512 << 10))
+    await broker.start()
+    await eventually(lambda: heard[:3] == [b"0", b"1", b"2"])
+
+
+async def test_what_would_cost_the_connection_is_not_sent(connect):
+    bus = await connect("gateway")
+    for subject in ("", "plexus.gw.x y", "plexus.gw.x\r\nPUB y"):
+        with pytest.raises(BadSubject):
+            bus.send(subject, b"x")
+    with pytest.raises(ValueError, match="line break"):
+        bus.send("plexus.gw.x.rpc", b"x", headers={"name": "a\r\nb: c"})
+    with pytest.raises(PayloadTooLarge):
+        bus.send("plexus.gw.x.rpc", b"x" * (bus.max_payload + 1))
+    assert await bus.request(await echo(bus), b"still here", timeout_s=1) == b"still here"

@@ -8,9 +8,12 @@ import httpx
 import openai
 import pytest
 
+from gateway.app import ROUTES
+from gateway.errors import MethodNotAllowed
 from shared.broker import EmbeddedBroker
 from shared.bus import Bus
 from shared.settings import GatewaySettings
+from tests.support.eventually import eventually
 from tests.support.fake_replica import FakeReplica
 from tests.support.running_gateway import MODEL, Running, put_model, running_gateway
 
@@ -101,8 +104,8 @@ BAD_BODIES: list[tuple[bytes, dict[str, str], int, str | None, str]] = [
     (HI + b',"n":17}', JSON, 400, "n", "invalid_request"),
     (HI + b',"top_logprobs":3}', JSON, 400, "top_logprobs", "invalid_request"),
     (HI + b',"temperature":2.5}', JSON, 400, "temperature", "invalid_request"),
-    (HI + b',"tool_choice":"required"}', JSON, 400, "tool_choice", "unsupported_parameter"),
-    (HI + b',"response_format":{"type":"json_object"}}', JSON, 400, "response_format.type", "unsupported_parameter"),
+    (HI + b',"tool_choice":"required"}', JSON, 400, "tool_choice", "invalid_request"),
+    (HI + b',"response_format":{"type":"yaml"}}', JSON, 400, "response_format.type", "unsupported_parameter"),
     (HI + b',"functions":[{"name":"f"}]}', JSON, 400, "functions", "unsupported_parameter"),
     (b'{"messages":[]}', JSON, 400, "model", "invalid_request"),
     (b'{"model":"acme/fake-1"}', JSON, 400, "messages", "invalid_request"),
@@ -176,14 +179,27 @@ async def test_an_invalid_prompt_is_a_true_4xx_also_on_a_stream(gateway: Running
 async def test_what_is_not_there(gateway: Running) -> None:
     http = gateway.http
     assert "/v1/chat/completions" in error_in(await http.get("/nowhere"), 404)["message"]
-    assert error_in(await http.post("/v1/embeddings", json={}), 404)["code"] == "not_found"
+    assert error_in(await http.post("/v1/rerank", json={}), 404)["code"] == "not_found"
     response = await http.get("/v1/chat/completions")
     assert error_in(response, 405)["code"] == "method_not_allowed"
     assert response.headers["allow"] == "POST"
     assert error_in(await http.delete("/v1/models"), 405)["code"] == "method_not_allowed"
     assert error_in(await http.get("/v1/models/acme/nope"), 404)["code"] == "model_not_found"
     upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-key": "x", "sec-websocket-version": "13"}
-    assert error_in(await http.get("/v1/responses", headers=upgrade), 404)
+    for path in ("/v1/responses", "/v1/chat/completions", "/nowhere"):
+        response = await http.get(path, headers=upgrade)
+        assert error_in(response, 405)["code"] == "method_not_allowed"
+        assert response.headers["connection"] == "close"
+    for path in ("/", "/api/hello", "/health"):
+        assert (await http.head(path)).status_code == 200
+
+
+async def test_every_dialect_is_described_and_errs_in_its_own_envelope(gateway: Running) -> None:
+    described = (await gateway.http.get("/openapi.json")).json()["paths"]
+    for path, dialect in ROUTES:
+        assert described[path]["post"]["summary"] == dialect.summary
+        error = MethodNotAllowed(f"{path} takes POST, not GET.")
+        assert (await gateway.http.get(path)).content == dialect.error_body(error)
 
 
 async def test_models(gateway: Running, bus: Bus, replica: FakeReplica) -> None:
@@ -196,6 +212,10 @@ async def test_models(gateway: Running, bus: Bus, replica: FakeReplica) -> None:
 async def test_health_tells_the_truth_and_is_always_answered(
     broker: EmbeddedBroker, gateway: Running, replica: FakeReplica
 ) -> None:
+    async def ready() -> bool:
+        return bool((await gateway.http.get("/health")).json()["replicas_ready"])
+
+    await eventually(ready)  # the gateway hears of the replica from the bus
     response = await gateway.http.get("/health")
     health = response.json()
     assert (response.status_code, health["status"], health["gateway"]) == (200, "ok", gateway.id)

@@ -173,15 +173,11 @@ async def test_renewal_whose_answer_was_lost(bus, monkeypatch):
     monkeypatch.setattr("shared.kv.TIMEOUT_S", 0.1)
     async with Lease(bus, KEY, "first", renew_s=0.3) as lease:
         epoch = await lease.wait_held(5)
-        (answers,) = (s for s in bus._subscriptions if s._callback == bus._take_answer)
-        lost = []
-
-        async def lose(message: Msg) -> None:
-            lost.append(message)
-
-        answers._callback = lose
+        (answers,) = (s for s in bus._subscriptions if s._listener == bus._take_answer)
+        lost: list[Msg] = []
+        answers._listener = lost.append
         await eventually(lambda: lost)
-        answers._callback = bus._take_answer
+        answers._listener = bus._take_answer
         renewed = lease._valid_until
         await eventually(lambda: lease._valid_until > renewed)
         assert lease.held and lease.epoch == epoch

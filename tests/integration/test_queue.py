@@ -104,14 +104,14 @@ async def test_job_whose_answer_was_lost_is_stored_once(bus, monkeypatch):
     monkeypatch.setattr("shared.bus.ATTEMPT_S", 0.1)
     take_answer, lost = bus._take_answer, []
 
-    async def lose_the_first(message: Msg) -> None:
+    def lose_the_first(message: Msg) -> None:
         if lost:
-            await take_answer(message)
+            take_answer(message)
         else:
             lost.append(message)
 
     for subscription in bus._subscriptions:
-        subscription._callback = lose_the_first
+        subscription._listener = lose_the_first
     seq = await bus.enqueue(SUBJECT, b"x", msg_id="a.1", ttl_s=60)
     assert len(lost) == 1 and msgspec.json.decode(lost[0].data)["seq"] == seq
     assert await num_jobs(bus) == 1

@@ -240,7 +240,7 @@ def test_jobs_side_by_side_say_what_transformers_says_to_each_alone(arch: str, t
         rank.send(rank_config(path))
         ready = rank.wait_for(Ready)
         stages = list(dict.fromkeys(message.stage for message in rank.seen if isinstance(message, Loading)))
-        assert stages == ["import", "read", "warm up"]
+        assert stages == ["import", "read", "pack", "warm up"]
         read = [message for message in rank.seen if isinstance(message, Loading) and message.stage == "read"]
         assert read[-1].done_bytes == read[-1].total_bytes > 0
         assert (ready.vocab_size, ready.context_limit) == (448, 512)

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["worker.__main__", "worker.agent.agent", "worker.front.__main__"])
+@pytest.mark.parametrize(
+    "module", ["worker.__main__", "worker.agent.agent", "worker.front.__main__", "worker.counter.__main__"]
+)
 def test_no_tensors(module: str) -> None:
     heavy = "{'torch', 'transformers', 'huggingface_hub'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

@@ -6,8 +6,9 @@ One loop steps all its jobs together, and each step is one message per reply sub
 
 import asyncio
 import contextlib
+import struct
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -26,6 +27,8 @@ from shared.messages import (
     Delta,
     DeltaBatch,
     Done,
+    Embedded,
+    Extra,
     Failed,
     FailureKind,
     Item,
@@ -39,10 +42,12 @@ from shared.messages import (
     Timings,
     Usage,
 )
+from shared.names import JobClass
 from shared.records import ReplicaRecord
 
 PROMPT_TOKENS = 7
 Failure = tuple[FailureKind, str, str | None]  # kind, message, param
+Piece = tuple[str, Extra | None, str | None]  # text, extra and finish reason of a token
 
 _decode_job = msgspec.json.Decoder(Job).decode
 _decode_request = msgspec.json.Decoder(ReplicaRequest).decode
@@ -54,14 +59,20 @@ def text_of(start: int, stop: int) -> str:
     return "".join(f" t{index}" for index in range(start, stop))
 
 
+def vector_of(index: int) -> bytes:
+    """The vector of an input: four dimensions, length 1."""
+    return struct.pack("<4f", 0.5, -0.5, 0.5 if index % 2 else -0.5, 0.5)
+
+
 class _Run:
     def __init__(self, job: Job, ack: str) -> None:
         self.job = job
         self.ack = ack
         self.attempt = job.attempt
-        resume = job.resume or [ResumeChoice([]) for _ in range(job.sampling.n)]
+        resume = job.resume or [ResumeChoice([]) for _ in range(len(job.inputs) or job.sampling.n)]
         self.positions = [len(one.ids) for one in resume]
-        self.limit = job.sampling.max_tokens or 8
+        self.limit = 1 if job.inputs else job.sampling.max_tokens or 8
+        self.pieces: Sequence[Piece] = ()
         self.items: list[Item] = []  # what was published, or should have been
         self.is_done = False
 
@@ -69,12 +80,13 @@ class _Run:
 class FakeReplica:
     """Make it with `start`, end it with `close` (in order) or `die` (without a word)."""
 
-    def __init__(self, bus: Bus, model: str, worker: str, pace_s: float) -> None:
+    def __init__(self, bus: Bus, model: str, worker: str, pace_s: float, job_class: JobClass = "interactive") -> None:
         self.id = names.new_id()
         self.model = model
         self.worker = worker
         self.bus = bus
         self.pace_s = pace_s
+        self.job_class: JobClass = job_class
         self.received: list[Job] = []
         self.cancelled: list[tuple[str, int]] = []
         self.confirmed: list[tuple[str, int]] = []
@@ -86,6 +98,7 @@ class FakeReplica:
         self.pong = Pong()
         self.limit: int | None = None  # tokens of each choice before it pauses; None: to the end
         self.failure: Failure | None = None  # instead of accepting
+        self.script: Callable[[Job], Sequence[Piece]] | None = None  # in place of `` t0 t1 …``; the last one finishes
         self.loses: Callable[[Item], bool] = lambda item: False  # items that never arrive
         self.ignores: Callable[[Job], bool] = lambda job: False  # jobs taken without a word
         self._tasks: list[asyncio.Task[None]] = []
@@ -103,11 +116,12 @@ class FakeReplica:
         worker: str = "w1",
         pace_s: float = 0.002,
         failure: Failure | None = None,
+        job_class: JobClass = "interactive",
     ) -> Self:
         """A replica that pulls, and whose record is in the fleet."""
         ident = names.new_id()
         bus = await Bus.connect(broker.bus_settings("worker"), kind="replica", ident=ident)
-        replica = cls(bus, model, worker, pace_s)
+        replica = cls(bus, model, worker, pace_s, job_class)
         replica.id = ident
         replica.failure = failure
         await bus.subscribe(names.replica_rpc(replica.id), replica._on_rpc)
@@ -155,7 +169,7 @@ class FakeReplica:
         request = {"batch": 1, "expires": 500_000_000, "group": names.PRIORITY_GROUP, "priority": 0}
         while True:
             with contextlib.suppress(BusError):
-                subject = names.pull_subject(self.model, "interactive")
+                subject = names.pull_subject(self.model, self.job_class)
                 await self.bus.publish(subject, msgspec.json.encode(request), reply=self._inbox)
             self._taken = asyncio.Event()
             with contextlib.suppress(TimeoutError):
@@ -192,6 +206,9 @@ class FakeReplica:
             await self.bus.publish(ack, b"+TERM")
             return
         run = _Run(job, ack)
+        if self.script is not None and not job.inputs:
+            run.pieces = self.script(job)
+            run.limit = len(run.pieces)
         run.items.append(Accepted(job.id, run.attempt, PROMPT_TOKENS, "fake-fingerprint"))
         self.runs[job.id] = run
         await self._publish(job.reply, list(run.items))
@@ -222,9 +239,7 @@ class FakeReplica:
         items: list[Item] = []
         for choice, position in enumerate(run.positions):
             if position < run.limit:
-                finish = "length" if position + 1 == run.limit else None
-                text = text_of(position, position + 1)
-                items.append(Delta(run.job.id, run.attempt, choice, position, [position], text, finish))
+                items.append(self._item(run, choice, position))
                 run.positions[choice] += 1
         if all(position >= run.limit for position in run.positions):
             run.is_done = True
@@ -232,6 +247,15 @@ class FakeReplica:
             usage = Usage(PROMPT_TOKENS, sum(run.positions), cached_tokens=3)
             items.append(Done(run.job.id, run.attempt, usage, Timings(0.1, 0.2, 0.3)))
         return items
+
+    def _item(self, run: _Run, choice: int, position: int) -> Item:
+        if run.job.inputs:
+            return Embedded(run.job.id, run.attempt, choice, vector_of(choice))
+        finish = "length" if position + 1 == run.limit else None
+        text, extra = text_of(position, position + 1), None
+        if run.pieces:
+            text, extra, finish = run.pieces[position]
+        return Delta(run.job.id, run.attempt, choice, position, [position], text, finish, extra)
 
     async def _publish(self, reply: str, items: list[Item]) -> None:
         kept = [item for item in items if not self.loses(item)]
@@ -282,6 +306,9 @@ class FakeReplica:
         if run is None or run.attempt != request.attempt:
             return messages.encode(Replayed(gone=True))
         items = [
-            item for item in run.items if not isinstance(item, Delta) or item.start >= request.positions[item.choice]
+            item
+            for item in run.items
+            if not (isinstance(item, Delta) and item.start < request.positions[item.choice])
+            and not (isinstance(item, Embedded) and request.positions[item.choice])
         ]
         return messages.encode(Replayed(items))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,12 +40,12 @@ def plexus(*argv: str | Path, typed: str = "", timeout_s: float = 60.0) -> subpr
 class Running:
     """A process that prints one line of JSON when it is ready, and its stderr in a file."""
 
-    def __init__(self, log: Path, *argv: str | Path, **variables: str) -> None:
-        """`variables` go into its environment."""
+    def __init__(self, log: Path, *argv: str | Path, program: Sequence[str] = (), **variables: str) -> None:
+        """`program` is what is started, with `argv`, if not `plexus`. `variables` go into its environment."""
         self.log = log
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                command(*argv),
+                [*program, *map(str, argv)] if program else command(*argv),
                 env=environment() | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -104,12 +105,12 @@ class Running:
 
 
 class FleetProcess(Running):
-    """A fleet of one machine."""
+    """A fleet of one machine. Without spare replicas, whose start would take the cores from other tests."""
 
     def __init__(self, folder: Path, *argv: str | Path, port: int = 0, **variables: str) -> None:
         self.data_dir = folder / "data"
         up = ("up", "--json", "--data-dir", self.data_dir, "--port", str(port))
-        super().__init__(folder / "up.log", *up, *argv, **variables)
+        super().__init__(folder / "up.log", *up, *argv, **{"PLEXUS_WORKER__STANDBY": "false"} | variables)
 
     def started(self) -> Self:
         """Return when it is ready."""

@@ -1,6 +1,6 @@
 """A text side whose ids are the code points of their letters, so that tests can be read."""
 
-from shared.messages import Prompt
+from shared.messages import Constraint, Prompt
 from worker.text.checkpoint import GenerationDefaults
 from worker.text.stream import Piece
 
@@ -21,7 +21,9 @@ class LetterStream:
             self._text += chr(id)
             for stop in self._stop:
                 if self._text.endswith(stop):
-                    return Piece(text[: -len(stop)] if len(stop) <= len(text) else "", stopped=stop, consumed=count)
+                    return Piece(
+                        text[: -len(stop)] if len(stop) <= len(text) else "", stopped=stop, consumed=count, is_over=True
+                    )
         return Piece(text, consumed=len(ids))
 
     def finish(self, reason: str) -> Piece:
@@ -38,6 +40,9 @@ class Letters:
     def encode(self, prompt: Prompt) -> list[int]:
         """One id a letter."""
         return [ord(letter) for letter in prompt.text or ""]
+
+    def constrain(self, prompt: Prompt, constraint: Constraint | None, prompt_ids: list[int]) -> None:
+        """Nothing is constrained here."""
 
     def stream(self, prompt: Prompt, *, stop: list[str], prompt_ids: list[int]) -> LetterStream:
         """A new stream."""

@@ -72,7 +72,8 @@ async def put_model(
 ) -> None:
     """A model in the catalogue, and what is wanted of it."""
     plan = Bucket(bus, names.PLAN)
-    await plan.put(names.model_key(model), encode(ModelRecord(id=model, source=f"/models/{model}", **fields)))
+    fields = {"source": f"/models/{model}"} | fields
+    await plan.put(names.model_key(model), encode(ModelRecord(id=model, **fields)))
     if want is not None:
         await plan.put(names.intent_key(model), encode(IntentRecord(model=model, want=want)))
 

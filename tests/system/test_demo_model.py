@@ -1,6 +1,7 @@
 """The demo model through the whole fleet: questions it was never trained on, thinking, and tools, over HTTP."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,3 +119,51 @@ def test_a_long_prompt_fits(asker: Asker, fleet: FleetProcess) -> None:
     assert listed["context_limit"] >= 65536 or listed["max_model_len"] >= 65536, listed
     message = asker.message("The river rises in the hills. " * 800, max_tokens=4)
     assert message["content"] is not None
+
+
+QUESTION = "What is the capital of France?"
+
+
+def test_every_surface_gives_the_same_text_and_the_same_counts(fleet: FleetProcess) -> None:
+    http = httpx.Client(base_url=fleet.api, timeout=60)
+
+    def post(path: str, **body: Any) -> Any:
+        response = http.post(path, json={"model": MODEL, "temperature": 0, **body})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    turns = [{"role": "user", "content": QUESTION}]
+    chat = post("/chat/completions", messages=turns, max_tokens=200)
+    message = post("/messages", messages=turns, max_tokens=200)
+    response = post("/responses", input=QUESTION, max_output_tokens=200, store=False)
+    (block,), (item,) = message["content"], response["output"]
+    texts = {chat["choices"][0]["message"]["content"], block["text"], item["content"][0]["text"]}
+    assert len(texts) == 1
+    assert "Paris" in texts.pop()
+    usage = message["usage"]
+    assert (chat["usage"]["prompt_tokens"], chat["usage"]["completion_tokens"]) == (
+        usage["input_tokens"] + usage["cache_read_input_tokens"],
+        usage["output_tokens"],
+    )
+    assert chat["usage"]["prompt_tokens"] == response["usage"]["input_tokens"]
+    assert chat["usage"]["completion_tokens"] == response["usage"]["output_tokens"]
+    assert post("/messages/count_tokens", messages=turns)["input_tokens"] == chat["usage"]["prompt_tokens"]
+    assert post("/responses/input_tokens", input=QUESTION)["input_tokens"] == chat["usage"]["prompt_tokens"]
+    http.close()
+
+
+def test_a_stop_sequence_is_named(fleet: FleetProcess) -> None:
+    body = {"model": MODEL, "temperature": 0, "max_tokens": 200, "messages": [{"role": "user", "content": QUESTION}]}
+    message = httpx.post(f"{fleet.api}/messages", json=body | {"stop_sequences": ["Par"]}, timeout=60).json()
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "Par")
+
+
+def test_a_prompt_that_is_too_long_says_so_in_each_dialect(fleet: FleetProcess) -> None:
+    long = "The river rises in the hills. " * 20_000
+    turns = [{"role": "user", "content": long}]
+    message = httpx.post(f"{fleet.api}/messages", json={"model": MODEL, "max_tokens": 1, "messages": turns}, timeout=60)
+    assert message.status_code == 400
+    assert re.fullmatch(r"prompt is too long: \d+ tokens > \d+ maximum", message.json()["error"]["message"])
+    response = httpx.post(f"{fleet.api}/responses", json={"model": MODEL, "input": long}, timeout=60)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "input")

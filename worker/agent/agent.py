@@ -20,13 +20,17 @@ from shared.records import HEARTBEAT_S, Assigned, AssignmentRecord, Device, Repl
 from shared.settings import WorkerSettings
 from worker.agent.assignment import Assignments
 from worker.agent.backoff import Failures
+from worker.agent.counting import COUNTER, Counting
 from worker.agent.devices import Devices, num_cores
 from worker.agent.errors import NameTaken
+from worker.agent.estimates import Estimates
 from worker.agent.fetching import FETCH
 from worker.agent.front_process import FRONT
 from worker.agent.heart import Heart
 from worker.agent.keeper import Host, Keeper
 from worker.agent.ledger import Ledger
+from worker.agent.memory_book import MemoryBook
+from worker.agent.standby import Standby
 
 log = get(__name__)
 
@@ -44,10 +48,12 @@ class Agent:
         devices: Devices | None = None,
         fetch_command: Sequence[str] = FETCH,
         front_command: Sequence[str] = FRONT,
+        counter_command: Sequence[str] = COUNTER,
     ) -> None:
         self.name = name
         self.incarnation = names.new_id()
         self._settings = settings
+        self._counter_command = counter_command
         self._devices = devices or Devices(settings)
         cores = num_cores(settings)
         self._assignments = Assignments()
@@ -65,22 +71,28 @@ class Agent:
             cores=cores,
             changed=self._on_change,
             num_assigned=lambda: len(self._assignments.models),
+            is_freeing=lambda: any(keeper.is_leaving for keeper in self._keepers.values()),
             fetch_command=fetch_command,
             front_command=front_command,
         )
+        self._host.book = MemoryBook(settings.state_dir)
+        if settings.standby:
+            self._host.standby = Standby(front_command, self._host.is_loading)
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Serve. `on_ready` is called when the worker's record is in the bucket. Raises NameTaken."""
         serving = asyncio.create_task(self._serve(on_ready))
         ended = asyncio.create_task(self._ended.wait())
+        # Before there is a bus: what a first model needs is imported while the fleet finds together.
+        spare = [asyncio.create_task(self._host.standby.run())] if self._host.standby is not None else []
         try:
             await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 await serving
         finally:
-            ended.cancel()
-            serving.cancel()
-            await asyncio.wait({serving})
+            for task in (ended, serving, *spare):
+                task.cancel()
+            await asyncio.wait({serving, *spare})
 
     async def _serve(self, on_ready: Callable[[], None]) -> None:
         """Until cancelled. Waits as long as there is no server, and as long as there are no buckets."""
@@ -89,7 +101,8 @@ class Agent:
             mirror = Mirror(bus, names.PLAN, self._decode)
             mirror.on_change(self._on_assignment)
             await bus.subscribe(names.worker_rpc(self.name), self._on_rpc)
-            async with mirror:
+            estimates = Estimates(bus, self._settings, self._host.fetch_command)
+            async with mirror, Counting(bus, self.name, self._counter_command), estimates:
                 await self._refuse_twin(bucket)
                 heart = self._heart = Heart(bucket, self._worker_record, self._replica_records)
                 beating = asyncio.create_task(heart.run())

@@ -1,10 +1,22 @@
 """Failures of models on this host, and when to try again. Pure."""
 
-from shared.records import Failure
+from dataclasses import dataclass
+
+from shared.records import Failure, FailureKind
 
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 STEADY_S = 30.0  # a replica that ran so long starts a new series of failures
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Memory that a model needs on a device, and what it could have had."""
+
+    kind: FailureKind
+    device: str
+    needed_bytes: int
+    free_bytes: int
 
 
 class Failures:
@@ -14,13 +26,22 @@ class Failures:
         self._failures: dict[str, Failure] = {}
         self._attempts: dict[str, int] = {}
 
-    def note(self, model: str, reason: str, now: float, *, ran_s: float = 0.0) -> float:
+    def note(self, model: str, reason: str, now: float, *, ran_s: float = 0.0, lack: Lack | None = None) -> float:
         """A start failed, or a replica ended after `ran_s`. Returns the seconds to wait: 1, 2, 4 … 60."""
         attempts = 1 if ran_s >= STEADY_S else self._attempts.get(model, 0) + 1
         self._attempts[model] = attempts
         wait_s = min(FIRST_WAIT_S * 2.0 ** min(attempts - 1, 10), LONGEST_WAIT_S)
+        lack = lack or Lack("", "", 0, 0)
         self._failures[model] = Failure(
-            model=model, reason=reason, at_s=now, retry_at_s=now + wait_s, attempts=attempts
+            model=model,
+            reason=reason,
+            at_s=now,
+            retry_at_s=now + wait_s,
+            attempts=attempts,
+            kind=lack.kind,
+            device=lack.device,
+            needed_bytes=lack.needed_bytes,
+            free_bytes=lack.free_bytes,
         )
         return wait_s
 

@@ -24,16 +24,25 @@ class _Line(msgspec.Struct):
     error: str = ""
 
 
-async def fetch(model: ModelRecord, progress: Callable[[int, int], None], command: Sequence[str] = FETCH) -> Path:
+async def fetch(
+    model: ModelRecord,
+    progress: Callable[[int, int], None],
+    command: Sequence[str] = FETCH,
+    *,
+    headers: Path | None = None,
+) -> Path:
     """The directory with the model's files. Raises FetchFailed, or ModelError for a directory that is no model.
 
-    When cancelled, the download ends; its whole files are kept for the next time.
+    With `headers`, no weights are downloaded: what is not here whole is put there with nothing but their headers. When
+    cancelled, the download ends; its whole files are kept for the next time.
     """
     local = Path(model.source)
     if local.is_absolute():
         await asyncio.to_thread(_check_local, local, model)
         return local
     revision = ["--revision", model.revision] if model.revision else []
+    if headers is not None:
+        revision += ["--headers", str(headers)]
     process = await asyncio.create_subprocess_exec(
         *command, model.source, *revision, "--parent-pid", str(os.getpid()),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, limit=_LINE_LIMIT, start_new_session=True,

@@ -6,6 +6,7 @@ until it ends. Whatever ends an attempt, its processes are gone and its grant is
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,17 @@ from shared.log import get
 from shared.records import Assigned, ReplicaRecord
 from shared.settings import WorkerSettings
 from worker.agent.assignment import needs_restart
-from worker.agent.backoff import Failures
+from worker.agent.backoff import Failures, Lack
 from worker.agent.devices import Devices
 from worker.agent.errors import AgentError, FrontFailed, NotEnoughMemory, TooManyDevices
 from worker.agent.fetching import FETCH, fetch
 from worker.agent.front_process import FRONT, FrontProcess
 from worker.agent.ledger import Grant, Ledger
+from worker.agent.memory_book import MemoryBook
 from worker.agent.sizing import CACHE_TOKENS, size, slots_of
+from worker.agent.standby import Standby
 from worker.models.errors import DoesNotFit, ModelError
+from worker.models.weights import prefetch
 from worker.protocol import FrontConfig, FrontStatus
 
 log = get(__name__)
@@ -49,8 +53,16 @@ class Host:
     num_assigned: Callable[[], int]
     fetch_command: Sequence[str] = FETCH
     front_command: Sequence[str] = FRONT
+    standby: Standby | None = None
+    book: MemoryBook | None = None
+    is_freeing: Callable[[], bool] = lambda: False  # a replica is draining, or loads and is not wanted any more
+    freed: asyncio.Event = field(default_factory=asyncio.Event)  # a grant was released
     placing: asyncio.Lock = field(default_factory=asyncio.Lock)  # sizes and grants, one at a time
     loading: dict[str, asyncio.Lock] = field(default_factory=dict)  # by device
+
+    def is_loading(self) -> bool:
+        """Whether a replica is being loaded on any device."""
+        return any(lock.locked() for lock in self.loading.values())
 
     def turn(self, device: str) -> asyncio.Lock:
         """Held by the replica that loads on a device."""
@@ -67,13 +79,28 @@ class Keeper:
         self._wanted: Assigned | None = assigned
         self._revised = asyncio.Event()
         self._front: FrontProcess | None = None
+        self._holds_grant = False
         self._ready_at = 0.0
+        self._has_yielded = False  # asked to unload if idle, and did
 
     def want(self, assigned: Assigned | None) -> None:
         """The assignment as it is now; None: not any more."""
-        if assigned is None or self._wanted is None or needs_restart(self._wanted, assigned):
+        if assigned is None or self._wanted is None or self._has_yielded or needs_restart(self._wanted, assigned):
             self._revised.set()
         self._wanted = assigned
+        self._yield_if_idle()
+
+    def _yield_if_idle(self) -> None:
+        """An eviction is a request: it is followed when nothing runs, and until then it may be taken back."""
+        record = self.record
+        is_idle = record is None or (record.state == "ready" and not record.running and not record.waiting)
+        if self._wanted is not None and self._wanted.unload_if_idle and is_idle:
+            self._revised.set()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it holds memory that it will give back."""
+        return self._revised.is_set() and self._holds_grant
 
     async def run(self) -> None:
         """Attempt after attempt. When cancelled, ends everything at once."""
@@ -81,10 +108,14 @@ class Keeper:
             self._revised.clear()
             self._ready_at = 0.0
             pause_s = 0.0
+            self._has_yielded = assigned.unload_if_idle
+            if self._has_yielded:
+                await self._revised.wait()
+                continue
             try:
                 await self._until_revised(self._attempt(assigned))
             except (AgentError, ModelError) as error:
-                pause_s = self._note_failure(str(error))
+                pause_s = self._note_failure(str(error), _want_of_memory(error))
             except Exception as error:  # whatever it is, the host's other models go on
                 log.exception("keeper.broken", model=self._model_id)
                 pause_s = self._note_failure(f"{type(error).__name__}: {error}")
@@ -98,9 +129,9 @@ class Keeper:
         self._host.failures.forget(self._model_id)
         self._host.changed()
 
-    def _note_failure(self, reason: str) -> float:
+    def _note_failure(self, reason: str, lack: Lack | None = None) -> float:
         ran_s = time.monotonic() - self._ready_at if self._ready_at else 0.0
-        pause_s = self._host.failures.note(self._model_id, reason, time.time(), ran_s=ran_s)
+        pause_s = self._host.failures.note(self._model_id, reason, time.time(), ran_s=ran_s, lack=lack)
         log.error("replica.failed", model=self._model_id, reason=reason, retry_in_s=pause_s)
         return pause_s
 
@@ -136,11 +167,29 @@ class Keeper:
                 )
             )
             path = await fetch(assigned.model, self._on_download, host.fetch_command)  # 1
-            grant = await self._reserve(replica, assigned, path)  # 2
+            grant = await self._reserve_in_turn(replica, assigned, path)  # 2
+            self._holds_grant = True
             await self._serve(replica, assigned, path, grant)  # 3, 4
         finally:
+            self._holds_grant = False
             if replica in host.ledger:
                 host.ledger.release(replica)
+                host.freed.set()
+
+    async def _reserve_in_turn(self, replica: str, assigned: Assigned, path: Path) -> Grant:
+        """A grant; if there is no room yet but some model is on its way out, the first that there is then."""
+        host = self._host
+        while True:
+            host.freed.clear()
+            try:
+                return await self._reserve(replica, assigned, path)
+            except NotEnoughMemory as error:
+                if not host.is_freeing():
+                    raise
+                self._change(stage="wait", reason=str(error))
+                await asyncio.to_thread(prefetch, path)
+                await host.freed.wait()
+                self._change(reason="")
 
     async def _reserve(self, replica: str, assigned: Assigned, path: Path) -> Grant:
         """A grant on the assigned device, else on the one with most room."""
@@ -150,28 +199,32 @@ class Keeper:
         async with host.placing:
             candidates = [host.devices.get(id) for id in assigned.devices] or host.devices.all
             free = {device.id: host.devices.free_bytes(device.id) for device in candidates}
-            available = {id: host.ledger.available_bytes(id, free[id]) for id in free}
+            most = assigned.memory_bytes or sys.maxsize  # what the leader counts on
+            available = {id: min(most, host.ledger.available_bytes(id, free[id])) for id in free}
             device = max(candidates, key=lambda candidate: available[candidate.id])
+            excess = host.book.excess_bytes(model, device.kind) if host.book is not None else 0
             try:
                 wanted = await asyncio.to_thread(
                     size,
                     path,
                     model,
                     device_kind=device.kind,
-                    available_bytes=available[device.id],
+                    available_bytes=available[device.id] - excess,
                     slots=slots_of(model, host.settings.slots),
                     prefill_tokens=host.settings.prefill_tokens,
                 )
             except DoesNotFit as error:
                 reserved = host.ledger.reserved_bytes(device.id)
-                if reserved == 0:
+                if reserved == 0 and available[device.id] < most:
                     raise
                 raise NotEnoughMemory(device.id, error.needed_bytes, available[device.id], reserved) from error
+            memory_bytes = wanted.memory_bytes + excess
+            if memory_bytes > most:
+                raise NotEnoughMemory(device.id, memory_bytes, most, host.ledger.reserved_bytes(device.id))
             cores = CUDA_CORES if device.kind == "cuda" else -(-host.cores // max(1, host.num_assigned()))
-            grant = host.ledger.reserve(
-                replica, device.id, wanted.memory_bytes, cores=cores, free_bytes=free[device.id]
-            )
-        self._change(devices=[device.id], reserved_bytes=grant.memory_bytes, stage="wait")
+            grant = host.ledger.reserve(replica, device.id, memory_bytes, cores=cores, free_bytes=free[device.id])
+        bytes = grant.memory_bytes
+        self._change(devices=[device.id], reserved_bytes=bytes, estimated_bytes=bytes, stage="wait")
         return grant
 
     async def _serve(self, replica: str, assigned: Assigned, path: Path, grant: Grant) -> None:
@@ -187,6 +240,7 @@ class Keeper:
             device=grant.device,
             threads=grant.cores,
             memory_bytes=grant.memory_bytes,
+            enforce_memory=host.settings.enforce_memory,
             slots=slots_of(model, host.settings.slots),
             prefill_tokens=host.settings.prefill_tokens,
             nats=host.settings.bus.model_dump(),
@@ -195,8 +249,17 @@ class Keeper:
         status: FrontStatus | None = None
         async with contextlib.AsyncExitStack() as stack:
             turn = await stack.enter_async_context(_Turn(host.turn(grant.device)))
-            front = await stack.enter_async_context(FrontProcess(config, host.front_command))
-            log.info("replica.starting", replica=replica, model=model.id, device=grant.device, pid=front.pid)
+            spare = host.standby.take() if host.standby is not None and model.backend == "torch" else None
+            front = await stack.enter_async_context(spare or FrontProcess(host.front_command))
+            front.configure(config)
+            log.info(
+                "replica.starting",
+                replica=replica,
+                model=model.id,
+                device=grant.device,
+                pid=front.pid,
+                standby=spare is not None,
+            )
             self._front = front
             stack.callback(self._forget_front)
             self._change(stage="start", pids=[front.pid])
@@ -217,12 +280,24 @@ class Keeper:
     def _on_status(self, replica: str, status: FrontStatus) -> None:
         host = self._host
         if status.measured_bytes:
+            self._note_memory(status.measured_bytes)
             host.ledger.measured(replica, status.measured_bytes)
         if status.state == "ready" and not self._ready_at:
             self._ready_at = time.monotonic()
             host.failures.ready(self._model_id)
         fields = {name: getattr(status, name) for name in _REPORTED}
+        if self.record is not None:
+            fields["reserved_bytes"] = max(self.record.reserved_bytes, status.measured_bytes)
         self._change(**fields, pids=status.pids or (self.record.pids if self.record else []))
+        self._yield_if_idle()
+
+    def _note_memory(self, measured_bytes: int) -> None:
+        """The first time that a replica tells what it took."""
+        record, wanted = self.record, self._wanted
+        if self._host.book is None or record is None or record.measured_bytes or wanted is None or not record.devices:
+            return
+        kind = self._host.devices.get(record.devices[0]).kind
+        self._host.book.note(wanted.model, kind, record.estimated_bytes, measured_bytes)
 
     def _change(self, **fields: Any) -> None:
         if self.record is not None:
@@ -260,6 +335,15 @@ class _Turn:
         if self._held:
             self._held = False
             self._lock.release()
+
+
+def _want_of_memory(error: Exception) -> Lack | None:
+    """The figures of a refusal for want of memory, which the leader plans with."""
+    if isinstance(error, NotEnoughMemory):
+        return Lack("no_memory", error.device, error.needed_bytes, error.free_bytes)
+    if isinstance(error, DoesNotFit):
+        return Lack("does_not_fit", "", error.needed_bytes, error.granted_bytes)
+    return None
 
 
 def _exit_reason(status: int | None) -> str:

@@ -5,7 +5,7 @@ of the model, because several architectures do not hand unknown arguments down t
 registered under the name, so transformers builds no mask.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ NAME = "plexus"
 class Call:
     """What one attention layer asks: query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim]."""
 
-    module: nn.Module
+    module: Hashable  # who asks: the key of its cache
     query: Tensor
     key: Tensor
     value: Tensor

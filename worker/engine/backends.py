@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.engine.cache_space import WindowCap
 from worker.engine.engine import Runner
 from worker.protocol import RankConfig
 
@@ -21,6 +22,9 @@ class Backend:
     fingerprint: str
     is_warm: bool  # its first step is like any other
     measure: Callable[[], int]  # bytes taken on the device
+    cap: WindowCap | None = None  # of the cache of sliding layers
+    num_host_blocks: int = 0  # of the cache's second tier
+    speculate: bool = False  # guessing tokens ahead may pay
 
 
 def load_backend(config: RankConfig, report: Report) -> Backend:

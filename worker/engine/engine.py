@@ -3,20 +3,26 @@
 import itertools
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Sequence as Sequence_
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Literal, Protocol
 
 from shared import log
 from worker.engine.admission import Limits, refusal
-from worker.engine.blocks import BlockPool
-from worker.engine.errors import DeviceLost
+from worker.engine.cache_space import CacheSpace, WindowCap
+from worker.engine.errors import GrammarRefused, OutOfMemory
+from worker.engine.grammar import Grammars, Matcher
+from worker.engine.guard import Guard
 from worker.engine.pace import Pace
-from worker.engine.plan import Row, Sampled, StepPlan
+from worker.engine.plan import Row, Sampled, StepPlan, Transfer
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
+from worker.engine.speculation import Speculation, judge
 from worker.protocol import Output, Prefilling, Refused, Step, Submit
 from worker.stamp import Stamp
 
 _PREFILLING_PERIOD_S = 1.0
+_OPENING_WAIT_S = 0.02
 _log = log.get(__name__)
 
 
@@ -26,12 +32,17 @@ class Runner(Protocol):
     vocab_size: int
 
     def run(self, plan: StepPlan) -> list[Sampled]:
-        """One token for each row that samples, in order. Running a plan again gives the same.
+        """One token for each kept position of the rows, in order. Running a plan again gives the same.
 
         Raises:
             DeviceLost: no plan can run any more.
+            OutOfMemory: the plan may be too large.
             Exception: anything else means that one of the rows cannot be computed.
         """
+        ...
+
+    def transfer(self, transfers: Sequence_[Transfer]) -> None:
+        """Move blocks, one after the other. What goes wrong here is no single job's fault."""
         ...
 
 
@@ -41,6 +52,10 @@ class Engine:
     Args:
         runner: computes the plans.
         num_blocks, block_tokens: size of the runner's cache.
+        cap: layers with a sliding window have fewer blocks; None: as many as the others.
+        num_host_blocks: blocks in the runner's second tier, of each kind of layers.
+        speculate: guess tokens ahead where it pays.
+        grammars: holds outputs to what their jobs ask; None: jobs that ask for it are refused.
         slots: sequences (choices) that run at once.
         prefill_tokens: tokens of one step, decode rows included.
         context_limit: tokens of prompt and output that one sequence may have.
@@ -58,28 +73,42 @@ class Engine:
         slots: int,
         prefill_tokens: int,
         context_limit: int,
+        cap: WindowCap | None = None,
+        num_host_blocks: int = 0,
+        speculate: bool = True,
+        grammars: Grammars | None = None,
         stamp: Stamp | None = None,
         max_waiting: int = 4096,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
-        self._pool = BlockPool(num_blocks, block_tokens)
-        self._scheduler = Scheduler(self._pool, slots=slots, step_tokens=prefill_tokens)
+        self._pace = Pace()
+        self._space = CacheSpace(num_blocks, block_tokens, cap=cap, num_host_blocks=num_host_blocks)
+        self._scheduler = Scheduler(
+            self._space,
+            slots=slots,
+            step_tokens=prefill_tokens,
+            pace=self._pace,
+            speculation=Speculation(self._pace) if speculate else None,
+        )
+        self._guard = Guard(lambda plan: runner.run(plan), max(prefill_tokens, slots + 1))
         self._limits = Limits(runner.vocab_size, context_limit, num_blocks * block_tokens)
         self._stamp = stamp
         self._max_waiting = max_waiting
         self._clock = clock
-        self._pace = Pace()
         self._arrivals = itertools.count()
         self._num_steps = 0
         self._report = Step()
+        self._grammars = grammars
+        self._opening: list[tuple[Submit, Future[list[Matcher]]]] = []  # jobs whose grammars are being made ready
         self._told: dict[str, float] = {}  # when each key's prefill was last reported
 
     @property
     def has_work(self) -> bool:
         """Whether a step would compute or report anything."""
         scheduler = self._scheduler
-        return bool(scheduler.num_running or scheduler.num_waiting or self._report.outputs or self._report.refused)
+        report = self._report
+        return bool(scheduler.num_running or scheduler.num_waiting or self._opening or report.outputs or report.refused)
 
     def submit(self, job: Submit) -> None:
         """Take a job in. What cannot run comes out of the next step as Refused.
@@ -87,30 +116,62 @@ class Engine:
         A key that is running already ends that job too: its two owners cannot be told apart.
         """
         refused = refusal(job, self._limits)
-        if not refused and self._scheduler.has_job(job.key):
+        if not refused and (self._scheduler.has_job(job.key) or any(job.key == one.key for one, _ in self._opening)):
             refused = Refused(job.key, "invalid_request", "A job of this key was running already; both have ended.")
-        if not refused and self._scheduler.num_waiting + len(job.choices) > self._max_waiting:
+        num_opening = sum(len(one.choices) for one, _ in self._opening)
+        if not refused and self._scheduler.num_waiting + num_opening + len(job.choices) > self._max_waiting:
             refused = Refused(job.key, "capacity", f"More than {self._max_waiting} sequences would be waiting.")
         if refused:
             self._refuse(refused)
             return
+        if not job.grammar:
+            self._add(job, itertools.repeat(None))
+        elif self._grammars is None:
+            self._refuse(Refused(job.key, "invalid_request", "This replica's engine takes no constraints."))
+        else:
+            self._opening.append((job, self._grammars.open(job)))
+
+    def _add(self, job: Submit, matchers: Iterable[Matcher | None]) -> None:
         arrival = next(self._arrivals)
-        for choice in job.choices:
+        for choice, matcher in zip(job.choices, matchers, strict=False):
             sequence = Sequence(
                 job,
                 choice,
                 arrival=arrival,
                 context_limit=self._limits.context_limit,
-                block_tokens=self._pool.block_tokens,
+                block_tokens=self._space.block_tokens,
             )
-            if reason := sequence.finish():  # its resume prefix was all there is to it
+            sequence.grammar = matcher
+            if reason := _finish(sequence):  # its resume prefix was all there is to it
                 self._report.outputs.append(Output(job.key, choice.index, sequence.num_output, [], reason))
             else:
                 self._scheduler.add(sequence)
 
+    def _add_opened(self) -> None:
+        """Take in the jobs whose grammars are ready. With nothing else to do, wait for one a moment."""
+        if not self._opening:
+            return
+        scheduler = self._scheduler
+        is_idle = not (scheduler.num_running or scheduler.num_waiting or self._report.outputs or self._report.refused)
+        wait([ready for _, ready in self._opening], _OPENING_WAIT_S if is_idle else 0, FIRST_COMPLETED)
+        opening, self._opening = self._opening, []
+        for job, ready in opening:
+            if not ready.done():
+                self._opening.append((job, ready))
+                continue
+            try:
+                self._add(job, ready.result())
+            except GrammarRefused as error:
+                self._refuse(Refused(job.key, "invalid_request", str(error)))
+            except Exception as error:
+                _log.exception("engine.grammar_failed", key=job.key)
+                self._refuse(Refused(job.key, "engine_error", f"{type(error).__name__}: {error}"))
+
     def abort(self, choices: Iterable[tuple[str, int]]) -> None:
         """Drop these (key, choice), -1 for all choices, in whatever phase; nothing more is reported of them."""
         for key, choice in choices:
+            if choice == -1:
+                self._opening = [(job, ready) for job, ready in self._opening if job.key != key]
             self._scheduler.abort(key, choice)
             report = self._report
             report.outputs = [out for out in report.outputs if out.key != key or choice not in (-1, out.choice)]
@@ -118,58 +179,75 @@ class Engine:
 
     def step(self) -> Step:
         """Compute the next step and return all that happened since the last one."""
-        plan = self._scheduler.schedule()
+        self._add_opened()
+        plan = self._scheduler.schedule(self._guard.step_tokens)
         if plan.rows:
-            self._write_stamp(plan)
-            started = self._clock()
-            results = self._run(plan)
-            self._pace.learn(plan.num_tokens, self._clock() - started, is_decode=plan.is_decode)
-            self._postprocess(results)
+            self._run(plan)
         report, self._report = self._report, Step()
         report.running, report.waiting = self._scheduler.num_running, self._scheduler.num_waiting
-        report.blocks_free = self._pool.num_free
+        report.blocks_free = self._space.num_free
         if self._stamp and not self.has_work:
             self._stamp.write(self._num_steps, "idle")
         return report
 
-    def _run(self, plan: StepPlan) -> list[tuple[Row, Sampled | None]]:
-        """Run the plan; if that fails, each row alone, and refuse the jobs of those that fail again."""
-        try:
-            tokens = iter(self._runner.run(plan))
-            return [(row, next(tokens) if row.is_sampled else None) for row in plan.rows]
-        except DeviceLost:
-            raise
-        except Exception as error:
-            key = plan.rows[0].sequence.key
-            if len(plan.rows) == 1:
-                _log.exception("engine.row_failed", key=key)
-                self._refuse(Refused(key, "engine_error", f"{type(error).__name__}: {error}"))
-                return []
-            _log.warning("engine.step_failed", rows=len(plan.rows), error=f"{type(error).__name__}: {error}")
-        alone = (self._run(StepPlan((row,))) for row in plan.rows if self._scheduler.has(row.sequence))
-        return [result for results in alone for result in results]
+    def _run(self, plan: StepPlan) -> None:
+        self._write_stamp(plan)
+        num_attempts, num_tokens = self._num_steps, plan.num_tokens
+        num_decoding, num_drafts = len(plan.rows), 0
+        if num_tokens > num_decoding:
+            num_decoding, num_drafts = plan.num_decoding, plan.num_drafts
+        started = self._clock()
+        if plan.transfers:
+            self._runner.transfer(plan.transfers)
+        results = self._guard.run(plan, self._write_stamp)
+        if self._num_steps == num_attempts and not plan.transfers:
+            self._pace.learn(num_tokens, self._clock() - started, num_decoding=num_decoding, num_drafts=num_drafts)
+        for row, result in results:
+            if isinstance(result, Exception):
+                self._fail(row, result)
+            elif row.sequence.is_running:  # else another choice of its job failed in this step
+                self._postprocess(row, result)
 
-    def _postprocess(self, results: list[tuple[Row, Sampled | None]]) -> None:
-        for row, sampled in results:
-            sequence = row.sequence
-            if not self._scheduler.has(sequence):
-                continue  # another choice of its job failed in this step
-            self._scheduler.commit(row)
-            if sampled is None:
-                self._tell_prefilling(sequence)
-                continue
-            start = sequence.num_output
-            sequence.ids.append(sampled.id)
-            output = Output(sequence.key, sequence.choice, start, [sampled.id], sequence.finish())
-            if not sequence.has_reported:
-                sequence.has_reported = True
-                output.cached = sequence.num_cached or 0
-            if sampled.logprob:
-                output.logprobs = [sampled.logprob]
-            self._report.outputs.append(output)
-            if output.finish:
-                self._scheduler.remove(sequence)
-                self._forget(sequence.key)
+    def _fail(self, row: Row, error: Exception) -> None:
+        key = row.sequence.key
+        _log.error("engine.row_failed", key=key, exc_info=error)
+        is_memory = isinstance(error, OutOfMemory)
+        kind: Literal["capacity", "engine_error"] = "capacity" if is_memory else "engine_error"
+        self._refuse(Refused(key, kind, f"{type(error).__name__}: {error}"))
+
+    def _postprocess(self, row: Row, sampled: list[Sampled]) -> None:
+        sequence = row.sequence
+        if not sampled:
+            self._scheduler.commit(row, row.stop)
+            self._tell_prefilling(sequence)
+            return
+        if row.drafts:
+            judge(sequence.record, len(row.drafts), len(sampled) - 1, len(sequence.ids))
+        grammar = sequence.grammar
+        if grammar and grammar.error:
+            self._refuse(Refused(sequence.key, "invalid_request", str(GrammarRefused(grammar.error))))
+            return
+        start, finish = sequence.num_output, None
+        ids: list[int] = []
+        for token in sampled:
+            ids.append(token.id)
+            sequence.ids.append(token.id)
+            if grammar:
+                grammar.accept([token.id])
+            finish = _finish(sequence)
+            if finish:
+                break
+        self._scheduler.commit(row, len(sequence.ids) - 1)
+        output = Output(sequence.key, sequence.choice, start, ids, finish)
+        if not sequence.has_reported:
+            sequence.has_reported = True
+            output.cached = sequence.num_cached or 0
+        if sampled[0].logprob:
+            output.logprobs = [token.logprob for token in sampled[: len(ids)] if token.logprob]
+        self._report.outputs.append(output)
+        if finish:
+            self._scheduler.remove(sequence)
+            self._forget(sequence.key)
 
     def _refuse(self, refused: Refused) -> None:
         self.abort([(refused.key, -1)])
@@ -189,5 +267,13 @@ class Engine:
     def _write_stamp(self, plan: StepPlan) -> None:
         self._num_steps += 1
         if self._stamp:
-            predicted_s = self._pace.predict(plan.num_tokens, is_decode=plan.is_decode)
-            self._stamp.write(self._num_steps, "decode" if plan.is_decode else "prefill", predicted_s)
+            num_tokens, is_decode = plan.num_tokens, plan.is_decode
+            predicted_s = self._pace.predict(num_tokens, num_rows=len(plan.rows), is_decode=is_decode)
+            self._stamp.write(self._num_steps, "decode" if is_decode else "prefill", predicted_s)
+
+
+def _finish(sequence: Sequence) -> Literal["stop", "length"] | None:
+    """Why a sequence has ended, if it has: its grammar may leave nothing to add."""
+    if sequence.grammar and sequence.grammar.is_over:
+        return "stop"
+    return sequence.finish()

@@ -21,6 +21,10 @@ class NotFinite(EngineError):
         super().__init__("the model's logits are not finite; the weights may be damaged, or the dtype too narrow")
 
 
+class OutOfMemory(EngineError):
+    """The device had no room for what a step needs beside weights and cache. Run less at once."""
+
+
 class DeviceLost(EngineError):
     """The device is in a state that only a new process can leave. End the rank and start it again."""
 
@@ -32,3 +36,24 @@ class OutOfBlocks(EngineError):
         super().__init__(f"{wanted} cache blocks wanted, {free} are free")
         self.wanted = wanted
         self.free = free
+
+
+class NativeUnavailable(EngineError):
+    """The native library cannot be built or loaded here. Install a C++ compiler; without it everything is slower."""
+
+
+class GrammarRefused(EngineError):
+    """An answer cannot be held to its grammar. Fails the job; its client has to ask for something simpler."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The answer cannot be constrained like this: {reason}.")
+
+
+class WrongResult(EngineError):
+    """A way of computing a model gives something else than the model itself. Choose another way."""
+
+    def __init__(self, architecture: str, path: str, reason: str) -> None:
+        super().__init__(f"{architecture} by the path {path}: {reason}")
+        self.architecture = architecture
+        self.path = path
+        self.reason = reason

@@ -1,14 +1,17 @@
 """Attention over the paged cache: what answers the layers' calls during a step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worker.engine import kernels
 from worker.engine.attention import Call
 from worker.engine.block_table import Run
 from worker.engine.cache import LayerCache
+from worker.engine.native import paging
 from worker.engine.tiles import Tile, make_tiles
 
 _ROWS = 1024  # of a tile; bounds the mask where the cache of these very rows is in two places
@@ -29,30 +32,43 @@ class Span:
 class PagedAttention:
     """One step's answers. The packed tokens are those of `spans`, one after the other; `slots` is where each goes.
 
-    The cache is read as views, one for each run of a sequence; nothing gathers or copies it. What is written out
-    (scores, masks) is cut to about `scratch_bytes`.
+    `window_spans` and `window_slots` are the same for layers whose cache is capped to a window, where there are any.
+    With `is_native` the native library computes what it can. Otherwise the cache is read as views, one for each run of
+    a sequence; nothing gathers or copies it. What is written out (scores, masks) is cut to about `scratch_bytes`.
     """
 
     def __init__(
-        self, layers: dict[nn.Module, LayerCache], spans: list[Span], slots: Tensor, *, scratch_bytes: int
+        self,
+        layers: Mapping[Any, LayerCache],  # by who asks
+        spans: list[Span],
+        slots: Tensor,
+        *,
+        scratch_bytes: int,
+        window_spans: list[Span] | None = None,
+        window_slots: Tensor | None = None,
+        is_native: bool = False,
     ) -> None:
         self._layers = layers
-        self._spans = spans
-        self._slots = slots
+        self._spans = {False: spans, True: spans if window_spans is None else window_spans}
+        self._slots = {False: slots, True: slots if window_slots is None else window_slots}
         self._scratch_bytes = scratch_bytes
-        self._tiles: dict[tuple[int | None, int, int | None], list[Tile]] = {}
+        self._is_native = is_native
+        self._arrays: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._tiles: dict[tuple[bool, int | None, int, int | None], list[Tile]] = {}
 
     def attend(self, call: Call) -> Tensor:
         """Store the call's keys and values, then answer it."""
         layer = self._layers[call.module]
-        layer.write(self._slots.to(call.key.device), call.key, call.value)
+        layer.write(self._slots[layer.is_window].to(call.key.device), call.key, call.value)
+        if self._is_native and paging.can_attend(layer, call.query.shape[1]):
+            return self._attend_native(layer, call)
         is_flash = call.softcap is None and kernels.has_flash(layer.keys, layer.values)
         _, heads, tokens, dim = call.query.shape
         groups = heads // layer.kv_heads
         query = call.query.to(layer.keys.dtype).view(1, layer.kv_heads, groups, tokens, dim)
         out = query.new_empty(1, tokens, layer.kv_heads, groups, layer.values.shape[-1])
         sinks = None if call.sinks is None else call.sinks.view(1, layer.kv_heads, groups)
-        for tile in self._make_tiles(call.window, heads, is_flash):
+        for tile in self._make_tiles(layer.is_window, call.window, heads, is_flash):
             if tile.stop - tile.start == 1:  # the heads that share keys are the rows
                 out[:, tile.row] = self._attend(layer, query[:, :, :, tile.row], sinks, tile, call, is_flash)
                 continue
@@ -62,6 +78,23 @@ class PagedAttention:
                 part = self._attend(layer, query[:, :, group, rows], sink, tile, call, is_flash)
                 out[:, rows, :, group] = part.transpose(1, 2)
         return out.view(1, tokens, heads, -1).to(call.query.dtype)
+
+    def _attend_native(self, layer: LayerCache, call: Call) -> Tensor:
+        if layer.is_window not in self._arrays:
+            spans = self._spans[layer.is_window]
+            self._arrays[layer.is_window] = paging.span_array(spans), paging.run_array(spans)
+        spans_array, runs_array = self._arrays[layer.is_window]
+        out = paging.attend(
+            layer,
+            spans_array,
+            runs_array,
+            call.query[0].transpose(0, 1).to(layer.keys.dtype),
+            scale=call.scale,
+            window=call.window,
+            softcap=call.softcap,
+            sinks=call.sinks,
+        )
+        return out[None].to(call.query.dtype)
 
     def _attend(
         self, layer: LayerCache, query: Tensor, sinks: Tensor | None, tile: Tile, call: Call, is_flash: bool
@@ -84,18 +117,18 @@ class PagedAttention:
                 )
         return kernels.merge(partials, sinks)
 
-    def _make_tiles(self, window: int | None, heads: int, is_flash: bool) -> list[Tile]:
+    def _make_tiles(self, is_window: bool, window: int | None, heads: int, is_flash: bool) -> list[Tile]:
         """The step's tiles for such a layer; layers of a kind share them."""
         max_rows = _WINDOW_ROWS if window else _ROWS
         max_keys = None if is_flash else _SCORE_KEYS
         if max_keys:  # scores, their exponentials and the mask
             bound = max(1, self._scratch_bytes // (3 * 4 * heads * max_keys))
             max_rows = min(max_rows, bound)
-        tiles = self._tiles.get((window, max_rows, max_keys))
+        tiles = self._tiles.get((is_window, window, max_rows, max_keys))
         if tiles is None:
-            tiles = self._tiles[window, max_rows, max_keys] = [
+            tiles = self._tiles[is_window, window, max_rows, max_keys] = [
                 tile
-                for span in self._spans
+                for span in self._spans[is_window]
                 for tile in make_tiles(
                     span.row,
                     span.start,

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Turn
 
 
-def has_penalties(sequence: Sequence) -> bool:
+def has_penalties(sequence: Turn) -> bool:
     """Whether `apply_penalties` would change anything."""
     sample = sequence.sample
     return bool(
@@ -14,7 +14,7 @@ def has_penalties(sequence: Sequence) -> bool:
     )
 
 
-def apply_penalties(logits: Tensor, sequence: Sequence) -> None:
+def apply_penalties(logits: Tensor, sequence: Turn) -> None:
     """Change one row of float32 logits in place.
 
     1. Repetition, as transformers does it: tokens of prompt and output, positive logits divided, negative multiplied.

@@ -1,20 +1,25 @@
 """The prefix index: which block holds the keys and values of which tokens.
 
-A full block is named by a hash over its own tokens and the name of the block before it, so equal names mean equal
-contents from position 0 on. Blocks that nobody uses any more stay known, in order of last use, until their room is
-needed.
+A block is named by a hash over its own tokens and the name of the block before it, so equal names mean equal contents
+from position 0 on. Blocks that nobody uses any more stay known, in order of last use, until their room is needed.
 """
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence
 from hashlib import blake2b
+
+
+def name_block(parent: bytes, ids: Sequence[int]) -> bytes:
+    """The name of a block that holds these tokens behind the block `parent` (b"": at position 0)."""
+    return blake2b(parent + array("q", ids).tobytes(), digest_size=16).digest()
 
 
 def extend_chain(chain: list[bytes], ids: list[int], block_tokens: int, num_blocks: int) -> None:
     """Append to `chain` the names of further full blocks of `ids`, up to `num_blocks` names."""
     for index in range(len(chain), num_blocks):
-        tokens = array("q", ids[index * block_tokens : (index + 1) * block_tokens]).tobytes()
-        chain.append(blake2b((chain[-1] if chain else b"") + tokens, digest_size=16).digest())
+        parent = chain[-1] if chain else b""
+        chain.append(name_block(parent, ids[index * block_tokens : (index + 1) * block_tokens]))
 
 
 class PrefixIndex:
@@ -30,21 +35,22 @@ class PrefixIndex:
         """Known blocks that nobody uses."""
         return len(self._idle)
 
-    def match(self, chain: list[bytes]) -> list[int]:
-        """The blocks of the longest known beginning of `chain`."""
-        blocks: list[int] = []
-        for name in chain:
-            block = self._block.get(name)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+    def find(self, name: bytes) -> int | None:
+        """The block of this name."""
+        return self._block.get(name)
 
-    def add(self, name: bytes, block: int) -> None:
-        """Make a block known; the first block of a name stays the known one."""
-        if name not in self._block and block not in self._name:
-            self._block[name] = block
-            self._name[block] = name
+    def add(self, name: bytes, block: int) -> bool:
+        """Make a block known, also one that was known under the name of fewer tokens.
+
+        The first block of a name stays the known one; False if this one is not it.
+        """
+        if name in self._block:
+            return self._block[name] == block
+        if block in self._name:
+            del self._block[self._name[block]]
+        self._block[name] = block
+        self._name[block] = name
+        return True
 
     def is_idle(self, block: int) -> bool:
         """Whether the block is known and unused."""
@@ -61,8 +67,9 @@ class PrefixIndex:
         """An idle block is used again."""
         del self._idle[block]
 
-    def evict(self) -> int:
-        """Forget the block that was idle for longest, and return it."""
+    def evict(self) -> tuple[bytes, int]:
+        """Forget the block that was idle for longest; its name and number."""
         block, _ = self._idle.popitem(last=False)
-        del self._block[self._name.pop(block)]
-        return block
+        name = self._name.pop(block)
+        del self._block[name]
+        return name, block

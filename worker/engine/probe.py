@@ -42,11 +42,13 @@ class _Recorder:
         self.layers: dict[nn.Module, LayerShape] = {}
 
     def attend(self, call: Call) -> Tensor:
-        if call.module in self.layers:
+        module = call.module
+        assert isinstance(module, nn.Module), module
+        if module in self.layers:
             raise ValueError("one attention module is called twice")
         _, kv_heads, _, key_dim = call.key.shape
         value_dim = call.value.shape[-1]
-        self.layers[call.module] = LayerShape(kv_heads, key_dim, value_dim, call.key.device, call.window)
+        self.layers[module] = LayerShape(kv_heads, key_dim, value_dim, call.key.device, call.window)
         _, heads, tokens, _ = call.query.shape
         return call.query.new_zeros(1, tokens, heads, value_dim)
 

@@ -1,31 +1,32 @@
-"""``python -m worker.engine.rank --channel-fd N --stamp-fd M --parent-pid P``: the process that owns a device.
+"""``python -m worker.engine.rank --channel-fd N --stamp-fd M --parent-pid P [--warm]``: the process that owns a device.
 
-Its life: stamp "start", the first frame is its RankConfig, load, report Ready, then steps for as long as there is work
-and waiting for frames otherwise. Whatever goes wrong is told as Fatal and ends the process with code 1; it never
-repairs itself, because a new process is the one sure repair. It ends at once when the other end of its channel closes
-or its parent dies, also in the middle of a step. SIGTERM and SIGINT are ignored: the front decides.
+Its life: stamp "start"; with --warm the imports and Loading("warm"); the first frame is its RankConfig, load, report
+Ready, then steps for as long as there is work and waiting for frames otherwise. Whatever goes wrong is told as Fatal
+and ends the process with code 1; it never repairs itself, because a new process is the one sure repair. It ends at
+once when the other end of its channel closes or its parent dies, also in the middle of a step. SIGTERM and SIGINT are
+ignored: the front decides.
 """
 
 import argparse
+import contextlib
 import os
 import select
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.process import die_with_parent
 from worker.channel import Channel, ChannelClosed
 from worker.protocol import (
     Abort,
-    Choice,
     Fatal,
     FrontToRank,
     Loading,
     RankConfig,
     Ready,
-    Sample,
     Stop,
     Submit,
     decode_front_to_rank,
@@ -34,8 +35,11 @@ from worker.protocol import (
 from worker.stamp import Stamp
 
 if TYPE_CHECKING:  # both come after the stamp, because importing them takes time
-    from worker.engine.backends import Backend, Report
+    from worker.engine.backends import Backend
+    from worker.engine.embedding import EmbeddingEngine
     from worker.engine.engine import Engine
+
+    AnyEngine = Engine | EmbeddingEngine
 
 _PROGRESS_INTERVAL_S = 0.1
 _MAX_FATAL = 2000  # characters
@@ -47,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--channel-fd", type=int, required=True)
     parser.add_argument("--stamp-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--warm", action="store_true", help="import everything before there is a configuration")
     options = parser.parse_args(argv)
     stamp = Stamp(options.stamp_fd)
     stamp.write(0, "start")
@@ -56,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     channel = Channel.from_fd(options.channel_fd)
     _end_with_channel(options.channel_fd)
     try:
-        _run(channel, stamp)
+        _run(channel, stamp, is_warm=options.warm)
     except ChannelClosed:
         return 0
     except Exception as error:
@@ -64,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _run(channel: Channel, stamp: Stamp) -> None:
+def _run(channel: Channel, stamp: Stamp, *, is_warm: bool) -> None:
+    frames = _first_frames(channel, is_warm)
     started = time.monotonic()
-    frames = _receive(channel, None)
     config = frames.pop(0)
     if not isinstance(config, RankConfig):
         raise TypeError(f"the first frame must be rank_config, not {type(config).__name__}")
@@ -76,13 +81,26 @@ def _run(channel: Channel, stamp: Stamp) -> None:
     _serve(engine, channel, frames)
 
 
-def _prepare(config: RankConfig) -> None:
-    """The environment of the libraries that are imported from here on."""
-    from shared import log
+def _first_frames(channel: Channel, is_warm: bool) -> list[FrontToRank]:
+    """Wait for the configuration, and use the time."""
+    _prepare_libraries()
+    if not is_warm:
+        return _receive(channel, None)
+    from worker.engine.warm import Warming
 
-    log.setup(config.log_level, f"rank:{os.getpid()}")
+    def tell() -> None:
+        with contextlib.suppress(ChannelClosed):
+            channel.send(encode(Loading("warm")))
+
+    warming = Warming(tell).start()
+    frames = _receive(channel, None)
+    warming.finish()
+    return frames
+
+
+def _prepare_libraries() -> None:
+    """The environment of the libraries that are imported from here on."""
     os.environ |= {
-        "OMP_NUM_THREADS": str(max(1, config.threads)),
         # Threads that spin at a barrier stall for whole scheduler slices as soon as a neighbour wants their core.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "1000",
@@ -92,13 +110,31 @@ def _prepare(config: RankConfig) -> None:
     }
 
 
-def _load(config: RankConfig, channel: Channel, stamp: Stamp, started: float) -> tuple["Engine", Ready]:
-    report = _reporter(channel, stamp)
+def _prepare(config: RankConfig) -> None:
+    from shared import log
+    from worker.engine.limit import hold_to
+
+    log.setup(config.log_level, f"rank:{os.getpid()}")
+    os.environ["OMP_NUM_THREADS"] = str(max(1, config.threads))  # for whatever is imported after this
+    if config.enforce_memory and config.device == "cpu":
+        hold_to(config.memory_bytes)
+
+
+def _load(config: RankConfig, channel: Channel, stamp: Stamp, started: float) -> "tuple[AnyEngine, Ready]":
+    report = _Reporter(channel, stamp)
     report("import", 0, 0)
+    if config.task == "embed":
+        from worker.engine.embedding_backend import load_embedding
+
+        return load_embedding(config, report, stamp, started)
     from worker.engine.backends import load_backend
     from worker.engine.engine import Engine
+    from worker.engine.grammar import Grammars
 
     backend: Backend = load_backend(config, report)
+
+    # A runner without a model samples nothing, so there is nothing to hold to a grammar.
+    grammars = Grammars(Path(config.path), backend.runner.vocab_size) if config.backend == "torch" else None
 
     def make_engine(stamp: Stamp | None) -> Engine:
         return Engine(
@@ -108,12 +144,17 @@ def _load(config: RankConfig, channel: Channel, stamp: Stamp, started: float) ->
             slots=config.slots,
             prefill_tokens=config.prefill_tokens,
             context_limit=backend.context_limit,
+            cap=backend.cap,
+            num_host_blocks=backend.num_host_blocks,
+            speculate=backend.speculate,
+            grammars=grammars,
             stamp=stamp,
         )
 
     if not backend.is_warm:
-        num_tokens = min(config.prefill_tokens, backend.context_limit - 2)
-        _warm_up(make_engine(None), num_tokens, backend.runner.vocab_size)
+        from worker.engine.profile import warm_up
+
+        warm_up(make_engine(None), min(config.prefill_tokens, backend.context_limit - 2), backend.runner.vocab_size)
     engine = make_engine(stamp)
     stamp.write(0, "idle")
     ready = Ready(
@@ -124,20 +165,12 @@ def _load(config: RankConfig, channel: Channel, stamp: Stamp, started: float) ->
         fingerprint=backend.fingerprint,
         measured_bytes=backend.measure(),
         load_s=time.monotonic() - started,
+        stages_s=report.stages_s(),
     )
     return engine, ready
 
 
-def _warm_up(engine: "Engine", num_tokens: int, vocab_size: int) -> None:
-    """Run the longest prompt chunk and a decode step once, so that no request pays for first times or meets a fault."""
-    prompt = [number % vocab_size for number in range(max(1, num_tokens))]
-    engine.submit(Submit(key="warm up", prompt=prompt, choices=[Choice(0)], sample=Sample(seed=0, max_tokens=2)))
-    while engine.has_work:
-        if refused := engine.step().refused:
-            raise RuntimeError(f"the warm-up was refused: {refused[0].message}")
-
-
-def _serve(engine: "Engine", channel: Channel, frames: list[FrontToRank]) -> None:
+def _serve(engine: "AnyEngine", channel: Channel, frames: list[FrontToRank]) -> None:
     """Step while there is work, wait for frames otherwise, until told to stop."""
     while True:
         for message in frames:
@@ -159,19 +192,36 @@ def _receive(channel: Channel, timeout_s: float | None) -> list[FrontToRank]:
     return [decode_front_to_rank(frame) for frame in channel.receive(timeout_s)]
 
 
-def _reporter(channel: Channel, stamp: Stamp) -> "Report":
+class _Reporter:
     """Tells front and stamp of the stages of a load: each new one, then not more than ten frames a second."""
-    latest, sent_at = "", 0.0
 
-    def report(stage: str, done: int, total: int) -> None:
-        nonlocal latest, sent_at
+    def __init__(self, channel: Channel, stamp: Stamp) -> None:
+        self._channel = channel
+        self._stamp = stamp
+        self._stage = ""
+        self._began_at = self._sent_at = 0.0
+        self._stages_s: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage != latest or now - sent_at >= _PROGRESS_INTERVAL_S or (total and done >= total):
-            latest, sent_at = stage, now
-            stamp.write(0, "warm up" if stage == "warm up" else "load")
-            channel.send(encode(Loading(stage, done, total)))
+        is_new = stage != self._stage
+        if is_new:
+            self._close(now)
+            self._stage, self._began_at = stage, now
+        if is_new or now - self._sent_at >= _PROGRESS_INTERVAL_S or (total and done >= total):
+            self._sent_at = now
+            self._stamp.write(0, "warm up" if stage == "warm up" else "load")
+            self._channel.send(encode(Loading(stage, done, total)))
 
-    return report
+    def stages_s(self) -> dict[str, float]:
+        """Seconds of each stage so far."""
+        self._close(time.monotonic())
+        return {stage: round(spent, 4) for stage, spent in self._stages_s.items()}
+
+    def _close(self, now: float) -> None:
+        if self._stage:
+            self._stages_s[self._stage] = self._stages_s.get(self._stage, 0.0) + now - self._began_at
+        self._began_at = now
 
 
 def _end_with_channel(fd: int) -> None:

@@ -1,23 +1,28 @@
 """From logits to tokens, each row by its own job's sampling parameters.
 
-Log probabilities are those of the model: before penalties, bias and temperature.
+Log probabilities are those of the model: before penalties, bias, grammar and temperature.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from worker.engine.draw import Limits, draw, uniform
 from worker.engine.errors import NotFinite
+from worker.engine.masking import apply_grammars
 from worker.engine.penalties import apply_penalties, has_penalties
 from worker.engine.plan import Sampled
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Turn
 from worker.protocol import ChoiceLogprob
 
 
-def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+def sample(logits: Tensor, sequences: Sequence[Turn]) -> list[Sampled]:
     """One token for each row of logits [rows, vocabulary], which may be overwritten.
 
-    The order is that of transformers: penalties, temperature, top-k, top-p, min-p.
+    The order is that of transformers: penalties, grammar, temperature, top-k, top-p, min-p. So a bias or a penalty can
+    make the model prefer one allowed token to another, and nothing can make it choose one that is not; and top-k and
+    its kind count among the allowed ones alone.
 
     Raises:
         NotFinite: a row's highest logit is not a number.
@@ -28,6 +33,7 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
     for row, sequence in enumerate(sequences):
         if has_penalties(sequence):
             apply_penalties(logits[row], sequence)
+    apply_grammars(logits, sequences)
     highest, best = logits.max(-1)
     if not bool(highest.isfinite().all()):
         raise NotFinite
@@ -44,7 +50,7 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
     return sampled
 
 
-def _draw(logits: Tensor, highest: Tensor, sequences: list[Sequence], rows: list[int]) -> list[int]:
+def _draw(logits: Tensor, highest: Tensor, sequences: Sequence[Turn], rows: list[int]) -> list[int]:
     if len(rows) < len(sequences):
         chosen = torch.tensor(rows, device=logits.device)
         logits, highest = logits[chosen], highest[chosen]

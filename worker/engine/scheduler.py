@@ -1,18 +1,24 @@
-"""Who runs next: continuous batching under a token budget, over a block pool that may run out.
+"""Who runs next: continuous batching under a token budget, over a cache that may run out.
 
-No tensors and no clock: jobs go in, plans come out. A sequence is waiting, running or gone. It becomes running by
-`_admit`, waiting again by `_preempt` (its blocks are given up and recomputed later), gone by `remove`.
+No tensors and no clock: jobs go in, plans come out; how long steps took comes in by `Pace`. A sequence is waiting,
+running or gone. It becomes running by `_admit`, waiting again by `_preempt` (its blocks are given up and recomputed
+later, but for those still known), gone by `remove`.
 
-Nothing can starve: sequences are in one order (interactive before batch, then by arrival), the first is admitted
-first and preempted last, and admission to the engine has made sure that any sequence alone fits the pool.
+Nothing can starve. Who waits is taken in turns (`Line`); the one whose turn it is keeps it until there is room. Those
+that run are in one order, interactive before batch, then by arrival: the first is preempted last, so it always ends.
+Admission to the engine has made sure that any sequence alone fits the cache.
 """
 
 from bisect import insort
+from collections.abc import Iterable, Iterator
 
-from worker.engine.blocks import BlockPool
+from worker.engine.cache_space import CacheSpace
+from worker.engine.chunk import prefill_tokens
+from worker.engine.line import Line
+from worker.engine.pace import Pace
 from worker.engine.plan import Row, StepPlan
-from worker.engine.prefix import extend_chain
 from worker.engine.sequence import Sequence
+from worker.engine.speculation import Speculation
 
 
 class Scheduler:
@@ -21,13 +27,24 @@ class Scheduler:
     The bound is raised to slots + 1 where it is smaller, so that decoding never shuts out prefill.
     """
 
-    def __init__(self, pool: BlockPool, *, slots: int, step_tokens: int) -> None:
-        self._pool = pool
+    def __init__(
+        self,
+        space: CacheSpace,
+        *,
+        slots: int,
+        step_tokens: int,
+        pace: Pace | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
+        self._space = space
         self._slots = slots
         self._step_tokens = max(step_tokens, slots + 1)
-        self._waiting: list[Sequence] = []  # both in order
-        self._running: list[Sequence] = []
+        self._pace = pace or Pace()
+        self._speculation = speculation
+        self._line = Line()
+        self._running: list[Sequence] = []  # in order
         self._jobs: dict[str, list[Sequence]] = {}
+        self._blocked: tuple[Sequence, int, int] | None = None  # whom there was no room for, and how much there was
 
     @property
     def num_running(self) -> int:
@@ -37,7 +54,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences without."""
-        return len(self._waiting)
+        return len(self._line)
 
     def has_job(self, key: str) -> bool:
         """Whether any choice of the job is waiting or running."""
@@ -50,7 +67,8 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """A new sequence waits."""
         self._jobs.setdefault(sequence.key, []).append(sequence)
-        insort(self._waiting, sequence, key=lambda other: other.order)
+        self._space.open(sequence)
+        self._line.enter(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """The sequence has finished or is not wanted any more; its blocks return at once."""
@@ -58,11 +76,12 @@ class Scheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._jobs[sequence.key]
-        if sequence in self._running:
-            self._running.remove(sequence)
-            self._pool.release(sequence.table.clear())
+        if sequence.is_running:
+            self._stop(sequence)
         else:
-            self._waiting.remove(sequence)
+            self._line.remove(sequence)
+        self._line.leave(sequence)
+        self._blocked = None
 
     def abort(self, key: str, choice: int = -1) -> None:
         """Remove one choice of a job, or all of them (-1). Unknown ones are ignored: they have just finished."""
@@ -70,42 +89,80 @@ class Scheduler:
             if choice in (-1, sequence.choice):
                 self.remove(sequence)
 
-    def schedule(self) -> StepPlan:
-        """The next step; empty if there is nothing to do."""
+    def schedule(self, step_tokens: int | None = None) -> StepPlan:
+        """The next step; empty if there is nothing to do. `step_tokens`: fewer than usual, for want of memory."""
+        step_tokens = min(step_tokens or self._step_tokens, self._step_tokens)
         # 1. Every decoding sequence gets its one token, the first in order first.
-        rows = [
-            Row(sequence, sequence.num_computed, len(sequence.ids))
-            for sequence in list(self._running)
-            if sequence.num_left == 1 and sequence in self._running and self._grow(sequence)
-        ]
-        decoding = {id(row.sequence) for row in rows}
-        # 2. Waiting sequences join while there are slots and blocks.
-        self._admit_waiting()
-        # 3. The rest of the budget goes to prefill, the first in order first.
-        budget = self._step_tokens - len(rows)
+        short = [sequence for sequence in self._running if sequence.room < len(sequence.ids)]
+        for sequence in short:
+            if sequence.is_running and sequence.num_left == 1:
+                self._grow(sequence)
+        # 2. Waiting sequences join while there are slots and blocks, in the place of batch jobs if need be.
+        if len(self._line):
+            self._admit_waiting()
+        # 3. Prefill gets what is left of the budget, as far as it does not slow the others down too much.
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
         for sequence in self._running:
-            if budget and id(sequence) not in decoding:
-                count = min(budget, sequence.num_left)
-                rows.append(Row(sequence, sequence.num_computed, sequence.num_computed + count))
-                budget -= count
-        return StepPlan(tuple(rows))
+            (decoding if len(sequence.ids) - sequence.num_computed == 1 else prefilling).append(sequence)
+        step_tokens = max(step_tokens, len(decoding) + 1)
+        rows = list(self._prefill_rows(prefilling, len(decoding), step_tokens)) if prefilling else []
+        # 4. Where no prompt waits, decoding sequences may try guessed tokens along with their one.
+        if not prefilling and self._speculation:
+            return self._plan(self._speculation.rows(decoding, self._space, step_tokens))
+        if not rows and not decoding and self._running:  # none of those in prefill can move: all hold too much
+            self._preempt(self._running[-1])
+            return self.schedule(step_tokens)
+        return self._plan([Row(each, each.num_computed, len(each.ids)) for each in decoding] + rows)
 
-    def commit(self, row: Row) -> None:
-        """The row was computed: its keys and values are in the cache, and its full blocks can be shared."""
-        sequence, block_tokens = row.sequence, self._pool.block_tokens
-        sequence.num_computed = row.stop
-        first, stop = row.start // block_tokens, row.stop // block_tokens
-        if first < stop:
-            extend_chain(sequence.chain, sequence.ids, block_tokens, stop)
-        for index in range(first, stop):
-            self._pool.publish(sequence.chain[index], sequence.table.blocks[index])
+    def commit(self, row: Row, num_computed: int) -> None:
+        """The row was computed, and of its sequence so many tokens now count."""
+        sequence = row.sequence
+        self._space.commit(sequence, num_computed)
+        self._line.charge(sequence, num_computed)
+        if row.start < sequence.num_prompt <= num_computed:
+            siblings = self._jobs[sequence.key]
+            if len(siblings) > 1 and siblings[0] is sequence:
+                self._space.publish_tail(sequence)
+
+    def _plan(self, rows: Iterable[Row]) -> StepPlan:
+        plan = StepPlan(tuple(rows), tuple(self._space.transfers))
+        if plan.rows:
+            self._space.transfers.clear()
+        return plan
+
+    def _prefill_rows(self, prefilling: list[Sequence], num_decoding: int, step_tokens: int) -> Iterator[Row]:
+        """Half of the budget goes to those whose owners had least, half to those who need least.
+
+        So a short prompt does not wait for a long one that came before, and a long one moves on whatever comes.
+        """
+        budget = prefill_tokens(
+            self._pace,
+            num_decoding=num_decoding,
+            num_prefilling=len(prefilling),
+            step_tokens=step_tokens,
+        )
+        counts = dict.fromkeys(map(id, prefilling), 0)
+        in_turn = sorted(prefilling, key=lambda each: (each.is_batch, self._line.standing(each), each.arrival))
+        by_need = sorted(prefilling, key=lambda each: (each.is_batch, each.num_left))
+        for order, kept_back in ((in_turn, budget // 2), (by_need, 0)):
+            for sequence in order:
+                more = min(budget - kept_back, sequence.num_left - counts[id(sequence)])
+                counts[id(sequence)] += more
+                budget -= more
+        for sequence in prefilling:
+            start = sequence.num_computed
+            stop = self._space.room(sequence, start + counts[id(sequence)])
+            if stop > start:
+                self._space.grow(sequence, stop)
+                yield Row(sequence, start, stop)
 
     def _admit_waiting(self) -> None:
-        for sequence in list(self._waiting):
-            if len(self._running) >= self._slots:
+        while True:
+            sequence = next((each for each in self._line.candidates() if not self._is_held(each)), None)
+            # Strictly in turn: a small one behind must not keep a large one waiting for ever.
+            if sequence is None or not self._admit(sequence):
                 return
-            if not self._is_held(sequence) and not self._admit(sequence):
-                return  # strictly in order: a small one behind must not keep a large one waiting for ever
 
     def _is_held(self, sequence: Sequence) -> bool:
         """Further choices of a job wait for the first one's prompt, to share its blocks."""
@@ -113,41 +170,42 @@ class Scheduler:
         return first is not sequence and not first.is_prompt_computed
 
     def _admit(self, sequence: Sequence) -> bool:
-        # 1. Blocks that hold a beginning of it already. Never its last token: that one is computed, to sample.
-        extend_chain(sequence.chain, sequence.ids, self._pool.block_tokens, self._num_shareable(sequence))
-        known = self._pool.match(sequence.chain[: self._num_shareable(sequence)])
-        # 2. New blocks for the rest, all at once, so that they are neighbours. One block for each running sequence
-        #    is left over: else the next few tokens would preempt what is admitted now.
-        count = self._pool.num_blocks_for(len(sequence.ids)) - len(known)
-        if not self._pool.can_allocate(count + len(self._running), beside=known):
-            return False
-        self._pool.share(known)
-        sequence.table.extend(known)
-        sequence.table.extend(self._pool.allocate(count, after=sequence.table.last))
-        sequence.num_computed = len(known) * self._pool.block_tokens
+        """Let it run; False if there is no room, even in the place of batch jobs."""
+        while True:
+            state = sequence, self._space.num_free, len(self._running)
+            if len(self._running) < self._slots and state != self._blocked:
+                # One block for each running sequence is left over: else the next few tokens would preempt what is
+                # admitted now.
+                if self._space.admit(sequence, spare=len(self._running)):
+                    break
+                self._blocked = state
+            if sequence.is_batch or not self._running or not self._running[-1].is_batch:
+                return False
+            self._preempt(self._running[-1])
         if sequence.num_cached is None:
             sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
-        self._waiting.remove(sequence)
+            sequence.num_charged = sequence.num_computed  # what was found costs nothing
+        if sequence.num_left == 1:  # all but its last token was found: it decodes at once
+            self._space.grow(sequence, len(sequence.ids))
+        self._line.take(sequence)
+        sequence.is_running = True
         insort(self._running, sequence, key=lambda other: other.order)
         return True
 
-    def _num_shareable(self, sequence: Sequence) -> int:
-        return (len(sequence.ids) - 1) // self._pool.block_tokens
-
-    def _grow(self, sequence: Sequence) -> bool:
-        """Make room for the sequence's next token; False if it had to be preempted itself."""
-        while sequence.table.num_tokens < len(sequence.ids):
-            if self._pool.can_allocate(1):
-                sequence.table.extend(self._pool.allocate(1, after=sequence.table.last))
-                continue
-            victim = self._running[-1]
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-        return True
+    def _grow(self, sequence: Sequence) -> None:
+        """Make room for the sequence's next token, at the cost of the last in order, which may be itself."""
+        while sequence.is_running:
+            if self._space.can_grow(sequence, len(sequence.ids)):
+                self._space.grow(sequence, len(sequence.ids))
+                return
+            self._preempt(self._running[-1])
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._stop(sequence)
+        self._line.wait(sequence)
+
+    def _stop(self, sequence: Sequence) -> None:
+        sequence.is_running = False
         self._running.remove(sequence)
-        self._pool.release(sequence.table.clear())
-        sequence.num_computed = 0
-        insort(self._waiting, sequence, key=lambda other: other.order)
+        self._space.release(sequence)
+        self._blocked = None

@@ -5,6 +5,9 @@ other, and the logits are compared with the model's own eager forward pass over 
 outside of attention, masks other than causal ones, biases by position and much else show at once.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +20,19 @@ from worker.protocol import Choice, Sample, Submit
 
 _LENGTHS = (37, 29)
 _CUTS = ((0, 9, 36, 37), (0, 20, 21, 29))  # chunks of each prompt, one per step
-_BLOCK_TOKENS = 8
+TEST_BLOCKS, TEST_BLOCK_TOKENS = 16, 8
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}  # of the logits' own size
+_QUANTIZED = {"int8": 0.3, "fp8": 0.3, "int4": 0.9}  # weights that were rounded; chance would be 1.4
+
+
+class Forwards(Protocol):
+    """A forward pass over a paged cache."""
+
+    vocab_size: int
+
+    def forward(self, rows: list[Row], keep: Callable[[Row], range], /) -> Tensor:
+        """Logits of the positions to keep."""
+        ...
 
 
 @torch.inference_mode()
@@ -33,19 +47,12 @@ def self_test(model: nn.Module, dtype: torch.dtype) -> float:
         UnsupportedArchitecture: they differ by more than rounding explains.
     """
     architecture = type(model).__name__
-    paged = PagedModel(model, dtype, num_blocks=16, block_tokens=_BLOCK_TOKENS)
-    generator = torch.Generator().manual_seed(20)
-    prompts = [torch.randint(paged.vocab_size, (length,), generator=generator).tolist() for length in _LENGTHS]
+    paged = PagedModel(model, dtype, num_blocks=TEST_BLOCKS, block_tokens=TEST_BLOCK_TOKENS)
+    expected = reference(model, paged.vocab_size)
     try:
-        ours = _compute_paged(paged, prompts)
-        theirs = [_compute_eager(model, prompt) for prompt in prompts]
+        worst = compare(paged, expected, dtype)
     except Exception as error:
         raise UnsupportedArchitecture(architecture, f"a trial run failed: {type(error).__name__}: {error}") from error
-    finally:
-        use_engine_attention(model)
-    errors = torch.cat([_relative_error(a, b) for a, b in zip(ours, theirs, strict=True)])
-    # In narrow types a mixture of experts may route a single token otherwise: there the median judges.
-    worst = float(errors.max() if dtype == torch.float32 else errors.median())
     if not worst <= _TOLERANCE.get(dtype, 0.1):
         raise UnsupportedArchitecture(
             architecture,
@@ -55,12 +62,50 @@ def self_test(model: nn.Module, dtype: torch.dtype) -> float:
     return worst
 
 
-def _compute_paged(paged: PagedModel, prompts: list[list[int]]) -> list[Tensor]:
+@torch.inference_mode()
+def reference(model: nn.Module, vocab_size: int) -> list[Tensor]:
+    """The model's own logits of each test prompt. Raises UnsupportedArchitecture if it cannot compute them."""
+    try:
+        return [_compute_eager(model, prompt) for prompt in _prompts(vocab_size)]
+    except Exception as error:
+        reason = f"a trial run failed: {type(error).__name__}: {error}"
+        raise UnsupportedArchitecture(type(model).__name__, reason) from error
+    finally:
+        use_engine_attention(model)
+
+
+@torch.inference_mode()
+def compare(
+    paged: Forwards,
+    expected: list[Tensor],
+    dtype: torch.dtype,
+    quantization: str = "",
+    *,
+    block_tokens: int = TEST_BLOCK_TOKENS,
+) -> float:
+    """How far a forward pass over `TEST_BLOCKS` blocks is from the reference, relative to the logits."""
+    ours = _compute_paged(paged, _prompts(paged.vocab_size), block_tokens)
+    errors = torch.cat([_relative_error(a, b) for a, b in zip(ours, expected, strict=True)])
+    # In narrow types a mixture of experts may route a single token otherwise: there the median judges.
+    return float(errors.max() if dtype == torch.float32 and not quantization else errors.median())
+
+
+def is_close(error: float, dtype: torch.dtype, quantization: str = "") -> bool:
+    """Whether rounding, or the quantisation, explains such an error."""
+    return error <= max(_TOLERANCE.get(dtype, 0.1), _QUANTIZED.get(quantization, 0.0))
+
+
+def _prompts(vocab_size: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(20)
+    return [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in _LENGTHS]
+
+
+def _compute_paged(paged: Forwards, prompts: list[list[int]], block_tokens: int) -> list[Tensor]:
     sequences = []
     for number, prompt in enumerate(prompts):
         job = Submit(key=str(number), prompt=prompt, choices=[], sample=Sample(seed=0, max_tokens=1))
-        sequence = Sequence(job, Choice(0), arrival=0, context_limit=len(prompt) + 1, block_tokens=_BLOCK_TOKENS)
-        sequence.table.extend(range(number, 2 * -(-len(prompt) // _BLOCK_TOKENS), 2))  # interleaved: many runs
+        sequence = Sequence(job, Choice(0), arrival=0, context_limit=len(prompt) + 1, block_tokens=block_tokens)
+        sequence.table.extend(range(number, 2 * -(-len(prompt) // block_tokens), 2))  # interleaved: many runs
         sequences.append(sequence)
     chunks: list[list[Tensor]] = [[] for _ in prompts]
     for step in range(len(_CUTS[0]) - 1):

@@ -1,9 +1,41 @@
 """One choice of a job, while the engine works on it."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from worker.engine.block_table import BlockTable
+from worker.engine.lookup import Record
 from worker.protocol import Choice, Sample, Submit
+
+if TYPE_CHECKING:
+    from worker.engine.grammar import Matcher
+
+
+class Turn(Protocol):
+    """What choosing one token must know of its sequence."""
+
+    @property
+    def sample(self) -> Sample:
+        """How to choose."""
+        ...
+
+    @property
+    def choice(self) -> int:
+        """The choice's number within its job."""
+        ...
+
+    @property
+    def num_output(self) -> int:
+        """The token's position."""
+        ...
+
+    @property
+    def grammar(self) -> "Matcher | None":
+        """What the token must fit."""
+        ...
+
+    def token_counts(self) -> dict[int, int]:
+        """How often each token stands before it in the output; tokens of the prompt alone are there with 0."""
+        ...
 
 
 class Sequence:
@@ -17,19 +49,34 @@ class Sequence:
     def __init__(self, job: Submit, choice: Choice, *, arrival: int, context_limit: int, block_tokens: int) -> None:
         self.key = job.key
         self.choice = choice.index
+        self.owner = job.owner
+        self.is_batch = job.batch_class
+        self.grammar: Matcher | None = None  # where the output stands in its grammar, if it has one
         self.sample: Sample = job.sample
         self.ids = job.prompt + choice.resume
         self.num_prompt = len(job.prompt)
         self.max_ids = min(self.num_prompt + job.sample.max_tokens, context_limit)
-        self.order = (job.batch_class, arrival)  # who goes first; the last is preempted first
+        self.arrival = arrival
+        self.num_charged = 0  # tokens that count as its owner's share of the engine
         self.num_computed = 0
         self.table = BlockTable(block_tokens)
+        self.window_table = self.table  # of layers with a sliding window; a table of its own where these are capped
         self.chain: list[bytes] = []  # names of full blocks, for the prefix index
+        self.tail: bytes | None = None  # the name under which others may find the last block, which is not full
+        self.tail_index = 0  # and which block this is
+        self.is_running = False
+        self.room = 0  # positions for which its tables have blocks; kept by the cache space
+        self.record = Record()  # of guessed tokens
         self.num_cached: int | None = None  # prompt tokens found in the cache when it first began; None: not begun
         self.has_reported = False
         self._stop_ids = frozenset(job.sample.stop_ids)
         self._counts: dict[int, int] = {}
         self._num_counted = 0
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Who goes first among those that run; the last is preempted first."""
+        return self.is_batch, self.arrival
 
     @property
     def num_output(self) -> int:
@@ -62,3 +109,22 @@ class Sequence:
             self._counts[token] = self._counts.get(token, 0) + (position >= self.num_prompt)
         self._num_counted = len(self.ids)
         return self._counts
+
+
+class Ahead:
+    """A sequence as it will be if these drafts come next: a turn of its own for the token behind them."""
+
+    def __init__(self, sequence: Sequence, drafts: tuple[int, ...]) -> None:
+        self.sample = sequence.sample
+        self.choice = sequence.choice
+        self.grammar = None  # no drafts where there is one
+        self.num_output = sequence.num_output + len(drafts)
+        self._sequence = sequence
+        self._drafts = drafts
+
+    def token_counts(self) -> dict[int, int]:
+        """As `Sequence.token_counts`, the drafts included."""
+        counts = dict(self._sequence.token_counts())
+        for token in self._drafts:
+            counts[token] = counts.get(token, 0) + 1
+        return counts

@@ -6,11 +6,11 @@ function of (seed, choice, position) among the vocabulary's plain words, so a re
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker.engine.plan import Sampled, StepPlan
+from worker.engine.plan import Sampled, StepPlan, Transfer
 from worker.models.files import read_json
 from worker.protocol import ChoiceLogprob
 
@@ -49,19 +49,21 @@ class SyntheticRunner:
         self._clock, self._sleep = clock, sleep
 
     def run(self, plan: StepPlan) -> list[Sampled]:
-        """A word for each row that samples."""
+        """A word for each kept position."""
         started = self._clock()
-        sampled = plan.sampled
+        turns = plan.turns
         results = []
-        for row in sampled:
-            sequence = row.sequence
-            token = self._word(sequence.sample.seed, sequence.choice, sequence.num_output)
-            certain = ChoiceLogprob(token, 0.0, [(token, 0.0)]) if sequence.sample.logprobs is not None else None
+        for turn in turns:
+            token = self._word(turn.sample.seed, turn.choice, turn.num_output)
+            certain = ChoiceLogprob(token, 0.0, [(token, 0.0)]) if turn.sample.logprobs is not None else None
             results.append(Sampled(token, certain))
-        duration = self._prefill_s * (plan.num_tokens - len(sampled)) + (self._decode_s if sampled else 0.0)
+        duration = self._prefill_s * (plan.num_tokens - len(turns)) + (self._decode_s if turns else 0.0)
         if duration and (left := started + duration - self._clock()) > 0:
             self._sleep(left)
         return results
+
+    def transfer(self, transfers: Sequence[Transfer]) -> None:
+        """There is nothing to move."""
 
     def _word(self, seed: int, choice: int, position: int) -> int:
         mixed = (seed * _ODD[0] + choice * _ODD[1] + (position + 1) * _ODD[2]) & _MASK

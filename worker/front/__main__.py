@@ -1,4 +1,7 @@
-"""``python -m worker.front --channel-fd N --parent-pid P``: the front of one replica, started by its host's agent."""
+"""``python -m worker.front --channel-fd N --parent-pid P [--warm]``: the front of one replica, started by its agent.
+
+With --warm it starts a rank before it has a configuration, and tells the agent when that has imported everything.
+"""
 
 import argparse
 import asyncio
@@ -19,7 +22,10 @@ from shared.process import die_with_parent
 from shared.settings import BusSettings
 from worker import channel, protocol
 from worker.channel import ChannelClosed
-from worker.front.front import Front
+from worker.front.errors import RankFault
+from worker.front.front import EXIT_FAILED, Front
+from worker.front.rank_link import RankLink
+from worker.front.spare import warm_until
 from worker.protocol import Drain, FrontConfig, FrontStatus
 from worker.text.model_text import ModelText
 
@@ -33,30 +39,45 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.front", description="Serve one replica.")
     parser.add_argument("--channel-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--warm", action="store_true", help="start a rank before there is a configuration")
     options = parser.parse_args(argv)
     die_with_parent(options.parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(socket.socket(fileno=options.channel_fd)))
+        return runner.run(_serve(socket.socket(fileno=options.channel_fd), is_warm=options.warm))
 
 
-async def _serve(sock: socket.socket) -> int:
+async def _serve(sock: socket.socket, *, is_warm: bool) -> int:
     reader, writer = await channel.open_channel(sock)
-    config = protocol.decode_agent_to_front(await channel.read_frame(reader))
-    if not isinstance(config, FrontConfig):
-        raise TypeError("the first frame must be the front's configuration")
-    logs.setup(config.log_level, f"front:{config.replica}")
-    settings = BusSettings(**config.nats)
 
     def report(status: FrontStatus) -> None:
         if not writer.is_closing():
             writer.write(channel.frame(protocol.encode(status)))
 
+    spare: RankLink | None = None
+    try:
+        if is_warm:
+            spare, frame = await warm_until(channel.read_frame(reader), report)
+        else:
+            frame = await channel.read_frame(reader)
+    except (ChannelClosed, RankFault):  # nobody needs it any more, or it is of no use
+        return EXIT_FAILED
+    config = protocol.decode_agent_to_front(frame)
+    if not isinstance(config, FrontConfig):
+        raise TypeError("the first frame must be the front's configuration")
+    logs.setup(config.log_level, f"front:{config.replica}")
+    settings = BusSettings(**config.nats)
     front = Front(
         config,
         connect=partial(Bus.connect, settings, kind="replica", ident=config.replica),
-        load_text=partial(ModelText.load, Path(config.path)),
+        load_text=partial(
+            ModelText.load,
+            Path(config.path),
+            chat_template=config.model.chat_template,
+            tool_convention=config.model.tool_convention,
+        ),
         report=report,
+        spare=spare,
         pid=os.getpid(),
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, front.drain, SIGNAL_GRACE_S)

@@ -49,14 +49,15 @@ class ChoiceRun:
         if finish is not None:
             self._end(finish)
             return None
-        if piece.stopped is not None or at_stop_id:
-            return self._delta([], _NOTHING, None, "stop")
+        if piece.is_over or at_stop_id:
+            return self._delta([], Piece(stopped=piece.stopped), None, "stop")
         return self._delta([], _NOTHING, None, "length") if self.position >= max_tokens else None
 
     def advance(self, output: Output) -> Delta:
         """The delta for what a step brought. Raises RankFault if it does not continue what came before.
 
-        `finish` is set afterwards when the choice is over, also by a stop string, which the rank knows nothing of.
+        `finish` is set afterwards when the choice is over, also by a stop string or by
+        its one call, which the rank knows nothing of.
         """
         stream = self._stream
         if output.start != self.position or stream is None:
@@ -66,21 +67,23 @@ class ChoiceRun:
         at_stop_id = finish == "stop" and bool(ids) and ids[-1] in self._stop_ids
         piece = stream.feed(ids[:-1] if at_stop_id else ids)
         logprobs = output.logprobs
-        if piece.stopped is not None:
+        if piece.is_over:
             ids, finish = ids[: piece.consumed], "stop"
             logprobs = logprobs[: piece.consumed] if logprobs else logprobs
         return self._delta(ids, piece, logprobs, finish)
 
     def _delta(self, ids: list[int], piece: Piece, logprobs: list[ChoiceLogprob] | None, finish: str | None) -> Delta:
         text, reasoning, calls = piece.text, piece.reasoning, piece.tool_calls
+        tail: Piece | None = None
         if finish is not None:
             assert self._stream is not None
             tail = self._stream.finish(finish)
             text, reasoning, calls = text + tail.text, reasoning + tail.reasoning, [*calls, *tail.tool_calls]
             finish = tail.finish or finish
+        stopped = piece.stopped if tail is None or tail.stopped is None else tail.stopped
         extra = None
-        if reasoning or calls or logprobs:
-            extra = Extra(reasoning, calls, [self._logprob(entry) for entry in logprobs or ()])
+        if reasoning or calls or logprobs or stopped is not None:
+            extra = Extra(reasoning, calls, [self._logprob(entry) for entry in logprobs or ()], stopped)
         delta = Delta(self.job, self.attempt, self.index, self.position, ids, text, finish, extra)
         self.position += len(ids)
         self.transcript.append(delta)

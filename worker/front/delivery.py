@@ -12,6 +12,7 @@ class Delivery:
 
     ack: str  # the subject that takes the answer
     count: int  # 1 the first time; more: JetStream gave it out again
+    pending: int  # messages of the consumer that still waited behind it
 
 
 def parse(reply: str) -> Delivery:
@@ -19,4 +20,5 @@ def parse(reply: str) -> Delivery:
     tokens = reply.split(".")
     if tokens[:2] != ["$JS", "ACK"] or len(tokens) < _PLAIN_TOKENS:
         raise ValueError(f"{reply!r} is no ack subject")
-    return Delivery(reply, int(tokens[4 if len(tokens) < _DOMAIN_TOKENS else 6]))
+    first = 4 if len(tokens) < _DOMAIN_TOKENS else 6
+    return Delivery(reply, int(tokens[first]), int(tokens[first + 4]))

@@ -12,13 +12,14 @@ PROGRESS = b"+WPI"  # still working: do not redeliver
 class Effects:
     """Items to publish, deliveries to answer, work to start and to stop; each list in order."""
 
-    __slots__ = ("aborts", "answers", "batches", "submits")
+    __slots__ = ("aborts", "answers", "batches", "can_wait", "submits")
 
     def __init__(self) -> None:
         self.batches: dict[str, list[Item]] = {}  # reply subject → items
         self.answers: list[tuple[str, bytes]] = []  # (ack subject, one of the verbs above)
         self.submits: list[Submit] = []
         self.aborts: list[tuple[str, int]] = []  # (key, choice)
+        self.can_wait = False  # the batches: a moment, for what is likely to follow them
 
     def emit(self, reply: str, item: Item) -> None:
         """Publish `item` on the reply subject of its job."""

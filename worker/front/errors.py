@@ -7,11 +7,15 @@ from shared.messages import FailureKind
 class Unservable(PlexusError):
     """This job cannot be served as it is; it turns into a `Failed` item for the job's owner."""
 
-    def __init__(self, kind: FailureKind, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, kind: FailureKind, message: str, param: str | None = None, *, tokens: int = 0, limit: int = 0
+    ) -> None:
         super().__init__(message)
         self.kind: FailureKind = kind
         self.message = message
         self.param = param
+        self.tokens = tokens  # of the prompt, when it is longer than the context
+        self.limit = limit
 
 
 class RankFault(PlexusError):

@@ -17,7 +17,8 @@ from shared import names
 from shared.bus import Bus, Msg
 from shared.errors import BusError
 from shared.log import get
-from shared.messages import Pong
+from shared.messages import Item, Pong
+from shared.service import Service
 from worker.front.effects import Effects
 from worker.front.errors import LoadFailed, Unservable
 from worker.front.intake import Intake
@@ -26,19 +27,21 @@ from worker.front.owner_watch import OwnerWatch
 from worker.front.publisher import Publisher
 from worker.front.pulls import Pulls
 from worker.front.rank_keeper import RankKeeper
-from worker.front.rank_link import RANK
+from worker.front.rank_link import RANK, RankLink
 from worker.front.reporter import Reporter
 from worker.front.request import Limits, defaults
 from worker.front.rpc import Rpc
-from worker.front.service import Service
 from worker.protocol import Abort, FrontConfig, FrontStatus, Loading, RankConfig, RankToFront, Ready, Step
 from worker.text.model_text import CheckpointError, ModelText
 
 log = get(__name__)
 
 TICK_S = 0.25
+HOLD_S = 0.002
+OFFER_S = 0.002
 MAX_WAITING = 4  # jobs that the rank has not begun
 EXIT_FAILED = 3
+SERVICE = "plexus-replica"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Front:
         load_text: Callable[[], ModelText],
         report: Callable[[FrontStatus], None],
         rank_command: Sequence[str] = RANK,
+        spare: RankLink | None = None,
         pid: int = 0,
     ) -> None:
         self.reporter = Reporter(report)
@@ -88,13 +92,16 @@ class Front:
             on_start=self._on_rank_start,
             on_message=self._on_rank,
             on_end=self._on_rank_end,
+            spare=spare,
         )
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._exit: asyncio.Future[int] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._parts: _Parts | None = None
         self._prepared = asyncio.Event()
-        self._order = asyncio.Lock()
+        self._held: dict[str, list[Item]] = {}  # reply subject → items that wait for the first token
+        self._holding: asyncio.TimerHandle | None = None
+        self._offering: asyncio.TimerHandle | None = None
         self._rank: ReadyRank | None = None
         self._figures = Step()
         self._blocks = 0
@@ -159,6 +166,7 @@ class Front:
             fx = Effects()
             self._parts.table.close_all(time.monotonic(), fx, broken=self._broken)
             await self._apply(fx)
+            self._release()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -194,6 +202,7 @@ class Front:
         intake = Intake(
             replica=config.replica,
             model=config.model.id,
+            task=config.model.task,
             bus=bus,
             table=table,
             text=text,
@@ -208,7 +217,17 @@ class Front:
         subject, ident = names.replica_rpc(config.replica), config.replica
         await bus.subscribe(subject, Rpc(table, self._pong, self._apply).on_message, queue=ident)
         metadata = {"model": config.model.id, "worker": config.worker}
-        await Service(bus, ident, subject, metadata, self._stats).start()
+        service = Service(
+            bus,
+            SERVICE,
+            ident,
+            description="One loaded copy of a model",
+            subject=subject,
+            queue=ident,
+            metadata=metadata,
+            stats=self._stats,
+        )
+        await service.start()
         bus.on_reconnect(self._on_reconnect)
         self._prepared.set()
 
@@ -244,37 +263,69 @@ class Front:
         begun = parts.intake.begin(message.data, message.reply, fx)
         await self._apply(fx)
         if begun is not None:
-            run, delivery_count = begun
-            log.debug("job.taken", job=run.job.id, attempt=run.job.attempt, delivery=delivery_count)
-            finishing = parts.intake.finish(run, delivery_count, len(message.data))
-            if parts.intake.is_short(delivery_count, len(message.data)):
-                await finishing  # at once: writing the next pull first would cost the first token half a millisecond
+            run, given = begun
+            log.debug("job.taken", job=run.job.id, attempt=run.job.attempt, delivery=given.count)
+            finishing = parts.intake.finish(run, given.count, len(message.data))
+            if parts.intake.is_short(given.count, len(message.data), run.job):
+                await finishing  # at once: the job is on its way before anything else is done
             else:
                 self._spawn(finishing)
-            self._report_load()
+            if not given.pending and parts.table.num_running <= 1:
+                self._offer_soon()
+                return
+        await self._offer()
+
+    def _offer_soon(self) -> None:
+        """Offer after a moment: at once, the work for it would delay the one token that somebody waits for.
+
+        Only for a replica that was idle. With other jobs running, a moment for each would keep the batch small.
+        """
+        if self._offering is None:
+            self._offering = asyncio.get_running_loop().call_later(OFFER_S, self._offer_now)
+
+    def _offer_now(self) -> None:
+        if self._offering is not None:
+            self._offering.cancel()
+            self._offering = None
+        self._report_load()
+        self._spawn(self._offer())
 
     # --- effects out -----------------------------------------------------------------------------------------
 
     async def _apply(self, fx: Effects) -> None:
-        """Carry out what the table decided; one at a time, so that items of a job stay in order."""
+        """Carry out what the table decided. Nothing in here waits, so that items of a job stay in order."""
         parts = self._parts
         if parts is None:
             return
-        async with self._order:
-            for reply, items in fx.batches.items():
-                await parts.publisher.publish(reply, items)
-            for ack, verb in fx.answers:
-                try:
-                    await parts.bus.publish(ack, verb)
-                except BusError:
-                    continue  # the job comes again, and is then answered from the table
-            if fx.aborts:
-                self._keeper.send(Abort(fx.aborts))
-            for submit in fx.submits:
-                if parts.table.is_in_rank(submit.key):  # it may have ended while the lines above waited
-                    self._keeper.send(submit)
+        if fx.aborts:
+            self._keeper.send(Abort(fx.aborts))
+        for submit in fx.submits:
+            self._keeper.send(submit)
+        for reply, items in fx.batches.items():
+            if fx.can_wait:
+                self._hold(reply, items)
+            else:
+                parts.publisher.publish(reply, self._held.pop(reply, []) + items)
+        for ack, verb in fx.answers:
+            with contextlib.suppress(BusError):  # the job comes again, and is then answered from the table
+                parts.bus.send(ack, verb)
         if fx.answers:
             self._settled.set()
+
+    def _hold(self, reply: str, items: list[Item]) -> None:
+        """Publish with what comes next, or after a moment: a message of its own would delay the first token."""
+        self._held.setdefault(reply, []).extend(items)
+        if self._holding is None:
+            self._holding = asyncio.get_running_loop().call_later(HOLD_S, self._release)
+
+    def _release(self) -> None:
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
+        held, self._held = self._held, {}
+        for reply, items in held.items():
+            if self._parts is not None:
+                self._parts.publisher.publish(reply, items)
 
     # --- the rank --------------------------------------------------------------------------------------------
 
@@ -319,7 +370,9 @@ class Front:
             block_tokens=ready.block_tokens,
             context_limit=ready.context_limit,
             fingerprint=ready.fingerprint,
+            capabilities=parts.text.capabilities if self._config.model.task == "generate" else {},
             load_s=ready.load_s,
+            stages_s=ready.stages_s,
             measured_bytes=ready.measured_bytes,
         )
         log.info("replica.ready", replica=self._config.replica, model=self._config.model.id, load_s=ready.load_s)
@@ -336,11 +389,9 @@ class Front:
         finally:
             await self._apply(fx)
         before, self._figures = self._figures, step
-        self._report_load()
         if finished != parts.table.num_finished:
             self._keeper.finished_job()
-            await self._offer()
-        elif step.waiting < before.waiting:
+        if finished != parts.table.num_finished or step.waiting < before.waiting:
             await self._offer()
 
     async def _on_rank_end(self, reason: str) -> None:
@@ -399,11 +450,14 @@ class Front:
 def _rank_config(config: FrontConfig) -> RankConfig:
     return RankConfig(
         path=config.path,
+        task=config.model.task,
         backend=config.model.backend,
         device=config.device,
         dtype=config.model.dtype,
+        quantization=config.model.quantization,
         threads=config.threads,
         memory_bytes=config.memory_bytes,
+        enforce_memory=config.enforce_memory,
         context_limit=config.model.context_limit,
         slots=config.slots,
         prefill_tokens=config.prefill_tokens,

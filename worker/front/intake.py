@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Protocol
 
 import msgspec
@@ -12,14 +12,17 @@ import msgspec
 from shared import messages
 from shared.errors import BusError, BusUnavailable
 from shared.log import get
-from shared.messages import Claim, Claimed, Job, Prompt
+from shared.messages import Claim, Claimed, Constraint, Job, Prompt
 from worker.front import delivery
+from worker.front.delivery import Delivery
 from worker.front.effects import TERM, Effects
+from worker.front.embedding import resolve_inputs
 from worker.front.errors import Unservable
 from worker.front.jobs import JobTable
 from worker.front.request import Limits, resolve
 from worker.front.run import Run
 from worker.text.errors import PromptError
+from worker.text.grammar import is_constrained
 
 log = get(__name__)
 
@@ -45,6 +48,7 @@ class Encoder(Protocol):
     """What intake needs of a model's text side."""
 
     def encode(self, prompt: Prompt) -> list[int]: ...
+    def constrain(self, prompt: Prompt, constraint: Constraint | None, prompt_ids: list[int]) -> Future[str] | None: ...
 
 
 class Ready(Protocol):
@@ -64,6 +68,7 @@ class Intake:
         *,
         replica: str,
         model: str,
+        task: str = "generate",
         bus: RequestBus,
         table: JobTable,
         text: Encoder,
@@ -74,6 +79,7 @@ class Intake:
     ) -> None:
         self._replica = replica
         self._model = model
+        self._task = task
         self._bus = bus
         self._table = table
         self._text = text
@@ -82,8 +88,8 @@ class Intake:
         self._executor = executor
         self._clock = clock
 
-    def begin(self, payload: bytes, ack: str, fx: Effects) -> tuple[Run, int] | None:
-        """The first part, at once, so that the job counts from now on: a run and its delivery count.
+    def begin(self, payload: bytes, ack: str, fx: Effects) -> tuple[Run, Delivery] | None:
+        """The first part, at once, so that the job counts from now on: a run and its delivery.
 
         1. What is no job is deleted from the queue.
         2. What the table knows is settled there.
@@ -100,18 +106,18 @@ class Intake:
         if run is None:
             return None
         run.num_deliveries = given.count
-        return run, given.count
+        return run, given
 
-    def is_short(self, delivery_count: int, size_bytes: int) -> bool:
-        """Whether `finish` waits for nobody: there is no claim to make, and little text."""
-        return delivery_count == 1 and size_bytes < THREAD_BYTES
+    def is_short(self, delivery_count: int, size_bytes: int, job: Job) -> bool:
+        """Whether `finish` waits for nobody: there is no claim to make, little text, and no grammar."""
+        return delivery_count == 1 and size_bytes < THREAD_BYTES and not is_constrained(job.prompt, job.constraint)
 
     async def finish(self, run: Run, delivery_count: int, size_bytes: int) -> None:
         """The second part: until the job is in the rank, or over.
 
         3. A job of another model, or past its deadline, fails.
         4. A job that was delivered before may run elsewhere: its owner decides.
-        5. Text becomes ids, away from the event loop if there is much of it.
+        5. Text becomes ids, away from the event loop if there is much of it; what the answer must match, a grammar.
         6. Limits are checked against what the rank can do now.
         7. It is accepted and handed to the rank.
 
@@ -121,20 +127,26 @@ class Intake:
             self._check_job(run.job)  # 3
             if delivery_count > 1 and not await self._claim(run):  # 4
                 return
-            ids = await self._encode(run.job.prompt, size_bytes)  # 5
+            prompts = [run.job.prompt] if self._task == "generate" else run.job.inputs
+            ids = [await self._encode(prompt, size_bytes) for prompt in prompts]  # 5
+            grammar = await self._constrain(run.job, ids[0]) if self._task == "generate" else ""
             fx = Effects()
             ready = self._ready()
             if not _is_taken(run):
                 return
             if ready is None:
                 self._table.fail(run, "replica_lost", "The rank ended before the job began.", self._clock(), fx)
+            elif self._task == "embed":
+                inputs = resolve_inputs(run.job, ids, ready.limits)  # 6
+                self._table.accept_inputs(run, inputs, ready.fingerprint, self._clock(), fx)  # 7
             else:
-                resolved = resolve(run.job, ids, ready.limits)  # 6
+                resolved = resolve(run.job, ids[0], ready.limits, grammar)  # 6
                 self._table.accept(run, resolved, ready.fingerprint, self._clock(), fx)  # 7
             await self._apply(fx)
-        except (Unservable, PromptError) as error:
-            kind = error.kind if isinstance(error, Unservable) else "invalid_request"
-            await self._fail(run, Unservable(kind, error.message, error.param))
+        except Unservable as error:
+            await self._fail(run, error)
+        except PromptError as error:
+            await self._fail(run, Unservable("invalid_request", error.message, error.param))
         except Exception as error:
             log.error("job.intake_failed", job=run.job.id, model=self._model, error=f"{type(error).__name__}: {error}")
             await self._fail(run, Unservable("engine_error", f"The request could not be prepared: {error}"))
@@ -142,6 +154,8 @@ class Intake:
     def _check_job(self, job: Job) -> None:
         if job.model != self._model:
             raise Unservable("model_not_found", f"This replica serves {self._model}, not {job.model}.", "model")
+        if job.task != self._task:
+            raise Unservable("invalid_request", f"{self._model} is not made for the task {job.task}.", "model")
         if job.deadline_s and time.time() >= job.deadline_s:
             raise Unservable("deadline_exceeded", "The deadline of the job passed before it was begun.")
 
@@ -188,11 +202,16 @@ class Intake:
             return self._text.encode(prompt)
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._text.encode, prompt)
 
+    async def _constrain(self, job: Job, ids: list[int]) -> str:
+        constrained = self._text.constrain(job.prompt, job.constraint, ids)
+        return "" if constrained is None else await asyncio.wrap_future(constrained)
+
     async def _fail(self, run: Run, error: Unservable) -> None:
         if not _is_taken(run):
             return
         fx = Effects()
-        self._table.fail(run, error.kind, error.message, self._clock(), fx, error.param)
+        now, length = self._clock(), {"tokens": error.tokens, "limit": error.limit}
+        self._table.fail(run, error.kind, error.message, now, fx, error.param, **length)
         await self._apply(fx)
 
 

@@ -11,13 +11,26 @@ from typing import Protocol
 import msgspec
 
 from shared import messages
-from shared.messages import Accepted, Claimed, Failed, FailureKind, Item, Job, Prompt, Replay, Replayed, Working
+from shared.messages import (
+    Accepted,
+    Claimed,
+    Embedded,
+    Failed,
+    FailureKind,
+    Item,
+    Job,
+    Prompt,
+    Replay,
+    Replayed,
+    Working,
+)
 from worker.front.choice import ChoiceRun
 from worker.front.effects import ACK, NAK, PROGRESS, TERM, Effects
+from worker.front.embedding import Inputs, vectors_since
 from worker.front.errors import RankFault
 from worker.front.request import Resolved
 from worker.front.run import Run
-from worker.protocol import Choice, Output, Refused, Step, Submit
+from worker.protocol import Choice, Output, Refused, Sample, Step, Submit
 from worker.text.stream import TextStream
 
 PROGRESS_S = 1.5  # of the consumer's ack_wait of 5 s
@@ -73,7 +86,7 @@ class JobTable:
     @property
     def num_choices(self) -> int:
         """Choices that need the rank, now or soon: what fills slots."""
-        return sum(run.unfinished for run in self._open.values() if run.is_active)
+        return sum(run.num_slots for run in self._open.values() if run.is_active)
 
     @property
     def num_unconfirmed(self) -> int:
@@ -154,6 +167,7 @@ class JobTable:
             self._finish(run, now, fx)
             return
         self._by_key[run.key] = run
+        fx.can_wait = True
         fx.submits.append(
             Submit(
                 key=run.key,
@@ -161,11 +175,46 @@ class JobTable:
                 choices=wanted,
                 sample=sample,
                 batch_class=job.job_class == "batch",
+                grammar=resolved.grammar,
+                owner=job.share or job.owner or "",
+            )
+        )
+
+    def accept_inputs(self, run: Run, inputs: Inputs, fingerprint: str, now: float, fx: Effects) -> None:
+        """As `accept`, for an embedding."""
+        job = run.job
+        run.accepted = Accepted(job.id, job.attempt, inputs.num_tokens, fingerprint)
+        fx.emit(job.reply, run.accepted)
+        run.unfinished = len(inputs.wanted)
+        run.forget_prompt()
+        run.state = "running"
+        if not inputs.wanted:
+            self._finish(run, now, fx)
+            return
+        self._by_key[run.key] = run
+        fx.can_wait = True
+        fx.submits.append(
+            Submit(
+                key=run.key,
+                prompt=[],
+                inputs=inputs.ids,
+                choices=[Choice(index) for index in inputs.wanted],
+                sample=Sample(seed=0, max_tokens=1),
+                batch_class=job.job_class == "batch",
             )
         )
 
     def fail(
-        self, run: Run, kind: FailureKind, message: str, now: float, fx: Effects, param: str | None = None
+        self,
+        run: Run,
+        kind: FailureKind,
+        message: str,
+        now: float,
+        fx: Effects,
+        param: str | None = None,
+        *,
+        tokens: int = 0,
+        limit: int = 0,
     ) -> None:
         """The attempt ends without a result. What nobody supervises goes back to the queue where that may help."""
         # Nobody else counts the attempts of such a job: a poison would go round until the queue gives up on it, and
@@ -174,7 +223,7 @@ class JobTable:
         if kind in ("replica_lost", "shutting_down") and not run.is_supervised and not is_last:
             self.drop(run, NAK, fx)
             return
-        run.verdict = Failed(run.job.id, run.job.attempt, kind, message, param)
+        run.verdict = Failed(run.job.id, run.job.attempt, kind, message, param, tokens, limit)
         fx.emit(run.job.reply, run.verdict)
         self._close(run, TERM, now, fx)
 
@@ -211,7 +260,21 @@ class JobTable:
         for refused in step.refused:
             self._on_refused(refused, now, fx)
 
+    def _on_vector(self, run: Run, output: Output, now: float, fx: Effects) -> None:
+        if output.vector is None or output.choice in run.vectors:
+            raise RankFault(f"{output.key} has no vector, or a second one, for input {output.choice}")
+        run.first_token_at = run.first_token_at or now
+        run.last_token_at = now
+        run.vectors[output.choice] = output.vector
+        fx.emit(run.job.reply, Embedded(run.job.id, run.job.attempt, output.choice, output.vector))
+        run.unfinished -= 1
+        if run.unfinished == 0:
+            self._finish(run, now, fx)
+
     def _on_output(self, run: Run, output: Output, now: float, fx: Effects) -> None:
+        if run.job.task == "embed":
+            self._on_vector(run, output, now, fx)
+            return
         if not 0 <= output.choice < len(run.choices):
             raise RankFault(f"{output.key} has no choice {output.choice}")
         choice = run.choices[output.choice]
@@ -277,6 +340,10 @@ class JobTable:
             return Replayed(gone=True)
         items: list[Item] = [] if run.accepted is None else [run.accepted]
         room = self._max_reply_bytes
+        vectors, is_all = vectors_since(run.job, run.vectors, request.positions, room)
+        items += vectors
+        if not is_all:
+            return Replayed(items)
         for choice in run.choices:
             position = request.positions[choice.index] if choice.index < len(request.positions) else 0
             deltas = choice.transcript.since(run.job.id, run.job.attempt, choice.index, position, REPLAY_DELTA_TOKENS)

@@ -14,7 +14,7 @@ log = get(__name__)
 class PublishBus(Protocol):
     """What the publisher needs of the bus."""
 
-    async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None: ...
+    def send(self, subject: str, payload: bytes, *, reply: str = "") -> None: ...
 
 
 class Publisher:
@@ -26,7 +26,7 @@ class Publisher:
         self._worker = worker
         self._max_bytes = max_bytes
 
-    async def publish(self, reply: str, items: list[Item]) -> None:
+    def publish(self, reply: str, items: list[Item]) -> None:
         """Publish to one reply subject, in as many messages as it takes.
 
         While the server is away the bus keeps what it can hold. What it cannot hold is not lost: owners see the gap
@@ -35,11 +35,11 @@ class Publisher:
         payload = messages.encode(DeltaBatch(messages.VERSION, self._replica, self._worker, items))
         if len(payload) > self._max_bytes() and len(items) > 1:
             half = len(items) // 2
-            await self.publish(reply, items[:half])
-            await self.publish(reply, items[half:])
+            self.publish(reply, items[:half])
+            self.publish(reply, items[half:])
             return
         try:
-            await self._bus.publish(reply, payload, reply=names.no_responders(self._replica, reply))
+            self._bus.send(reply, payload, reply=names.no_responders(self._replica, reply))
         except BusUnavailable:
             pass
         except BadSubject as error:

@@ -23,8 +23,8 @@ from shared import names
 from shared.errors import BusError
 from worker.front.effects import NAK
 
-EXPIRES_S = 3.0  # short: a frozen front's request stays open and swallows a job
-HEARTBEAT_S = 0.75
+EXPIRES_S = 6.0  # short: a frozen front's request stays open and swallows a job
+HEARTBEAT_S = 2.5  # of an idle replica's pulls, each sign of life wakes three processes
 SILENCE_S = 2.2 * HEARTBEAT_S
 MAX_OUTSTANDING = 2
 PAUSES_S = (0.1, 0.2, 0.5)
@@ -103,7 +103,10 @@ class PullBus(Protocol):
 
 
 class Pull:
-    """The standing pull on one consumer. `on_job` gets each message; `on_over` is told when a request ended."""
+    """The standing pull on one consumer. `on_job` gets each message; `on_over` is told of a request that ended without.
+
+    After a job the caller offers again by itself, when it has the time: the job comes first.
+    """
 
     def __init__(
         self,
@@ -169,7 +172,7 @@ class Pull:
             what = self.state.heard(status, self._clock())
             if what == "job":
                 await self._on_job(message)
-            if what != "alive":
+            elif what == "over":
                 await self._on_over()
 
         return on_message

@@ -28,14 +28,19 @@ class RankKeeper:
         on_start: Callable[[int, str], None],
         on_message: Callable[[RankToFront], Awaitable[None]],
         on_end: Callable[[str], Awaitable[None]],
+        spare: RankLink | None = None,
     ) -> None:
-        """`on_start` gets the process id, 0 while there is none, and why the one before ended; `on_end` that alone."""
+        """`on_start` gets the process id, 0 while there is none, and why the one before ended; `on_end` that alone.
+
+        `spare` is a rank that was started already; it is the first.
+        """
         self._replica = replica
         self._config = config
         self._command = command
         self._on_start = on_start
         self._on_message = on_message
         self._on_end = on_end
+        self._spare = spare
         self._restarts = Restarts()
         self._link: RankLink | None = None
         self._was_ready = False
@@ -45,7 +50,9 @@ class RankKeeper:
         """Start it, read it to its end, start it again. Raises LoadFailed when that is hopeless."""
         reason = ""
         while not self._retired:
-            async with RankLink(self._config, self._command) as link:
+            spare, self._spare = self._spare, None
+            async with spare or RankLink(self._command) as link:
+                link.send(self._config)
                 self._link = link
                 self._on_start(link.pid, reason)
                 try:

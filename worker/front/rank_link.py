@@ -10,7 +10,7 @@ from worker import channel, protocol, stamp
 from worker.channel import ChannelClosed
 from worker.child import Child
 from worker.front.errors import RankFault
-from worker.protocol import Fatal, FrontToRank, RankConfig, RankToFront
+from worker.protocol import Fatal, FrontToRank, RankToFront
 from worker.stamp import Reading, Stamp
 
 log = get(__name__)
@@ -20,10 +20,12 @@ RANK = (sys.executable, "-m", "worker.engine.rank")
 
 
 class RankLink:
-    """A running rank. `async with` starts it and ends it; iterate over it for its messages."""
+    """A running rank. `async with` starts it unless it was, and ends it; iterate over it for its messages.
 
-    def __init__(self, config: RankConfig, command: Sequence[str] = RANK) -> None:
-        self._config = config
+    The first thing to send is its configuration.
+    """
+
+    def __init__(self, command: Sequence[str] = RANK) -> None:
         self._command = command
         self._stamp_fd = stamp.create()
         self._stamp = Stamp(self._stamp_fd)
@@ -31,10 +33,13 @@ class RankLink:
         self._reason = ""
         self.active_at = time.monotonic()  # when it last spoke or was last given something
 
-    async def __aenter__(self) -> "RankLink":
+    async def start(self) -> "RankLink":
+        """Start the process."""
         self._child = await Child.start([*self._command, "--stamp-fd", str(self._stamp_fd)], pass_fds=(self._stamp_fd,))
-        self.send(self._config)
         return self
+
+    async def __aenter__(self) -> "RankLink":
+        return self if self._child is not None else await self.start()
 
     async def __aexit__(self, *_: object) -> None:
         assert self._child is not None
@@ -52,6 +57,11 @@ class RankLink:
     def reason(self) -> str:
         """Why it ended."""
         return self._reason
+
+    async def ended(self) -> int:
+        """The exit status of the process, once it has ended."""
+        assert self._child is not None
+        return await self._child.wait()
 
     def reading(self) -> Reading:
         """Where the rank is."""

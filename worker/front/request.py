@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from shared.messages import Job, ResumeChoice, Sampling
 from worker.front.errors import Unservable
 from worker.protocol import Sample
@@ -34,6 +36,7 @@ class Resolved:
     prompt: list[int]
     sample: Sample
     resume: list[ResumeChoice]  # one per choice
+    grammar: str = ""  # that every choice is held to
 
 
 def defaults(catalogue: Mapping[str, Any], generation: GenerationDefaults) -> dict[str, Any]:
@@ -77,8 +80,11 @@ def check(sampling: Sampling, *, vocab_size: int) -> None:
         _within("logit_bias", bias, -100, 100)
 
 
-def resolve(job: Job, prompt: list[int], limits: Limits) -> Resolved:
-    """The job as the rank runs it. Raises Unservable."""
+def resolve(job: Job, prompt: list[int], limits: Limits, grammar: str = "") -> Resolved:
+    """The job as the rank runs it. Raises Unservable.
+
+    What is held to a grammar ends where the grammar does, so `ignore_eos` means nothing there.
+    """
     sampling = job.sampling
     check(sampling, vocab_size=limits.vocab_size)
     if not prompt:
@@ -90,13 +96,17 @@ def resolve(job: Job, prompt: list[int], limits: Limits) -> Resolved:
             f"This model's maximum context length is {limits.context_limit} tokens. "
             f"However, your messages resulted in {len(prompt)} tokens.",
             "messages" if job.prompt.messages is not None else "prompt",
+            tokens=len(prompt),
+            limit=limits.context_limit,
         )
     resume = job.resume or [ResumeChoice([]) for _ in range(sampling.n)]
     if len(resume) != sampling.n:
         raise Unservable("invalid_request", f"resume has {len(resume)} choices, not {sampling.n}.", "resume")
     for choice in resume:
         _token_ids("resume", choice.ids, limits.vocab_size)
-    return Resolved(prompt, _sample(sampling, limits, limits.context_limit - len(prompt)), resume)
+    if grammar:
+        sampling = msgspec.structs.replace(sampling, ignore_eos=False)
+    return Resolved(prompt, _sample(sampling, limits, limits.context_limit - len(prompt)), resume, grammar)
 
 
 def _sample(sampling: Sampling, limits: Limits, room: int) -> Sample:

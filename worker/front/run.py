@@ -31,7 +31,8 @@ class Run:
         self.accepted: Accepted | None = None
         self.verdict: Done | Failed | None = None
         self.choices: list[ChoiceRun] = []
-        self.unfinished = job.sampling.n  # choices
+        self.unfinished = job.sampling.n  # choices, or inputs of an embedding
+        self.vectors: dict[int, bytes] = {}  # of an embedding, by input
         self.adopted = False  # its owner is gone, and it runs on all the same
         self.prefill_done = 0
         self.prefill_total = 0
@@ -64,7 +65,16 @@ class Run:
     @property
     def size_bytes(self) -> int:
         """What keeping it for replays costs, roughly."""
-        return _BASE_BYTES + sum(choice.transcript.size_bytes for choice in self.choices)
+        return _BASE_BYTES + sum(choice.transcript.size_bytes for choice in self.choices) + self._vector_bytes
+
+    @property
+    def _vector_bytes(self) -> int:
+        return sum(map(len, self.vectors.values()))
+
+    @property
+    def num_slots(self) -> int:
+        """What it takes of the rank's slots: an embedding counts once, for its inputs wait for each other."""
+        return min(1, self.unfinished) if self.job.task == "embed" else self.unfinished
 
     def note_cached(self, tokens: int) -> None:
         """A choice began, with so much of its prompt found in the cache: the least of all choices counts once."""
@@ -87,4 +97,4 @@ class Run:
 
     def forget_prompt(self) -> None:
         """Let go of what only a running job needs."""
-        self.job = msgspec.structs.replace(self.job, prompt=Prompt(), resume=[])
+        self.job = msgspec.structs.replace(self.job, prompt=Prompt(), inputs=[], resume=[])

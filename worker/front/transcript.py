@@ -72,7 +72,7 @@ class Transcript:
         logprobs: list[TokenLogprob] = []
         for index in range(first, end) if self._extras else ():
             more_calls, more_logprobs = self._extras.get(index, ([], []))
-            calls += more_calls
+            _join(calls, more_calls)
             logprobs += more_logprobs
         extra = Extra(reasoning, calls, logprobs) if reasoning or calls or logprobs else None
         return Delta(
@@ -94,3 +94,13 @@ def _span(text: StringIO, start: int, end: int) -> str:
     span = text.read(end - start)
     text.seek(here)
     return span
+
+
+def _join(calls: list[ToolCall], more: list[ToolCall]) -> None:
+    """Add pieces of tool calls; those of one call become one."""
+    for piece in more:
+        if calls and calls[-1].index == piece.index:
+            last = calls[-1]
+            calls[-1] = ToolCall(last.index, last.id, last.name, last.arguments + piece.arguments)
+        else:
+            calls.append(piece)

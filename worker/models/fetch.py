@@ -1,4 +1,7 @@
-"""``python -m worker.models.fetch SOURCE [--revision R] [--cache-dir D]``: resolve a source in a process of its own.
+"""``python -m worker.models.fetch SOURCE [--revision R] [--cache-dir D] [--headers DIR]``: resolve a source.
+
+A process of its own. With --headers only what the model's size can be told from is fetched, into that directory,
+unless the cache holds the whole model.
 
 Prints JSON lines: ``{"done": bytes, "total": bytes}`` at most five times a second, then ``{"path": directory}`` and
 exit code 0, or ``{"error": message, "kind": kind}`` and exit code 1. It ends with its parent, whole files kept.
@@ -20,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", help="a directory, or a repository id")
     parser.add_argument("--revision", default="", help="branch, tag or commit (default: main)")
     parser.add_argument("--cache-dir", type=Path, help="default: that of huggingface_hub")
+    parser.add_argument("--headers", type=Path, metavar="DIR", help="no weights, only their headers")
     parser.add_argument("--parent-pid", type=int, default=os.getppid(), help="whom to end with (default: the parent)")
     options = parser.parse_args(argv)
     die_with_parent(options.parent_pid)
@@ -31,12 +35,15 @@ def main(argv: list[str] | None = None) -> int:
 
     disable_progress_bars()
     try:
-        path = hub.resolve(
-            options.source,
-            options.revision,
-            options.cache_dir,
-            lambda done, total: _say({"done": done, "total": total}),
-        )
+        if options.headers:
+            path = hub.headers(options.source, options.revision, options.cache_dir, options.headers)
+        else:
+            path = hub.resolve(
+                options.source,
+                options.revision,
+                options.cache_dir,
+                lambda done, total: _say({"done": done, "total": total}),
+            )
     except ModelError as error:
         _say({"error": str(error), "kind": error.kind})
         return 1

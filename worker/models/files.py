@@ -1,6 +1,7 @@
 """Which files of a repository or directory make a model that this engine serves. Names in, names out; no network."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+_MODULE = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors)")  # poolings and dense layers of embedders
 _OTHER_WEIGHTS = {
     ".bin": "PyTorch .bin files",
     ".pth": "PyTorch .pth files",
@@ -45,6 +47,7 @@ def choose(names: Iterable[str], where: str) -> list[str]:
         and (name.count("/") == 0 or name.startswith("additional_chat_templates/"))
         and not name.startswith(("README", "LICENSE", "NOTICE", "pytorch_model", "flax_model", "tf_model"))
     }
+    small |= {name for name in every if _MODULE.fullmatch(name)}
     if SINGLE in every:
         small.discard(INDEX)
     return sorted(small | weights)
@@ -94,12 +97,24 @@ def check_config(config: dict[str, Any], where: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises NotServable for anything else."""
+    value = _read(path)
+    if not isinstance(value, dict):
+        raise NotServable(f"{path} is not a JSON object; download the model again")
+    return value
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """The objects of the array in a JSON file. Raises NotServable for anything else."""
+    value = _read(path)
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise NotServable(f"{path} is not a JSON array of objects; download the model again")
+    return value
+
+
+def _read(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise NotServable(f"{path} is missing; download the model again") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise NotServable(f"{path} is not JSON ({error}); download the model again") from error
-    if not isinstance(value, dict):
-        raise NotServable(f"{path} is not a JSON object; download the model again")
-    return value

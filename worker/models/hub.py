@@ -37,6 +37,7 @@ from worker.models.errors import (
     SourceUnreachable,
 )
 from worker.models.files import CONFIG, INDEX, check_config, check_directory, choose, read_json
+from worker.models.skeleton import make_skeleton
 
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
 
@@ -93,6 +94,21 @@ def resolve(
     ).run()
 
 
+def headers(
+    source: str, revision: str = "", cache_dir: Path | None = None, into: Path | None = None, *, endpoint: str = ""
+) -> Path:
+    """A directory from which the model's size can be told: the model if the cache holds it, else its skeleton, made
+    in `into`. One attempt. Raises ModelError.
+    """
+    if not _REPOSITORY.fullmatch(source):
+        raise SourceNotFound(f"{source!r} is no repository id of the form owner/name")
+    where = endpoint or constants.ENDPOINT
+    download = _Download(
+        source, revision or constants.DEFAULT_REVISION, cache_dir, lambda done, total: None, where, time.sleep
+    )
+    return download.headers(into or Path(constants.HF_HUB_CACHE) / "headers")
+
+
 class _Download:
     """One repository at one revision on its way into the cache."""
 
@@ -134,6 +150,19 @@ class _Download:
                     "check the network and HF_ENDPOINT, or copy the model to the worker"
                 )
             self._sleep(FIRST_WAIT_S * 2 ** (failures - 1))
+
+    def headers(self, folder: Path) -> Path:
+        """The whole model if it is here, else its skeleton in `folder`."""
+        if path := self._cached():
+            return path
+        try:
+            return make_skeleton(self._source, self._revision, folder, endpoint=self._endpoint)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise SourceUnreachable(
+                f"{self._where}: {self._judge(error)}; check the network and HF_ENDPOINT"
+            ) from error
 
     def _attempt(self) -> Path:
         """One pass over the repository. Whatever it raises goes to `_judge`."""

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from worker.models.errors import BadWeights, NotServable
-from worker.models.plan import stored_dtype
+from worker.models.stored import opened
 from worker.models.weights import read_headers
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
@@ -47,22 +47,19 @@ def load(
     function registered under `attention`. Raises NotServable or BadWeights.
     """
     config = read_config(path)
-    tensors = read_headers(path)
-    total = sum(tensor.stored_bytes for tensor in tensors)
-    target = getattr(torch, dtype)
-    # Weights whose type stays come as views of the mapped file and are read by the copy below; others are read, and
-    # converted, by transformers.
-    is_mapped = dtype == stored_dtype(tensors)
-    with _Quiet(lambda part: progress(int(part * total), total) if not is_mapped else None):
+    headers = read_headers(path)
+    with _Quiet(), opened(headers, progress) as tensors:
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                path,
+            # transformers makes the modules without memory, finds each tensor's place under whatever name the
+            # checkpoint has for it, and reads it there, in several threads, as it would from its own open files.
+            model, info = _model_class(config).from_pretrained(
+                None,
+                state_dict=tensors,
                 config=config,
-                dtype=target,
+                dtype=getattr(torch, dtype),
                 attn_implementation=attention,
                 local_files_only=True,
                 trust_remote_code=False,
-                use_safetensors=True,
                 ignore_mismatched_sizes=True,  # listed below with everything else that does not fit
                 output_loading_info=True,
             )
@@ -78,24 +75,19 @@ def load(
             mismatched=mismatched,
             other=list(info["error_msgs"]),
         )
-    _settle(model, torch.device(device), copy=is_mapped, progress=lambda done: progress(min(done, total), total))
-    progress(total, total)
+    for tensor in _tensors(model):  # one at a time, so that nothing but the largest exists twice
+        tensor.data = tensor.data.to(device)
     module: nn.Module = model.eval().requires_grad_(False)
     return module
 
 
-def _settle(model: nn.Module, device: torch.device, *, copy: bool, progress: Callable[[int], None]) -> None:
-    """Move every tensor into the device's own memory, one at a time."""
-    done = 0
-    for tensor in _tensors(model):
-        moved = tensor.data.to(device)
-        if copy and moved.data_ptr() == tensor.data_ptr():
-            # Of the mapped file: it would change with the file and leave memory under pressure.
-            moved = moved.clone()
-        tensor.data = moved
-        if copy:
-            done += moved.numel() * moved.element_size()
-            progress(done)
+def _model_class(config: Any) -> Any:
+    """The class of causal language model for this configuration."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not isinstance(found, tuple | list):
+        return found
+    named = getattr(config, "architectures", None) or []
+    return next((one for one in found if one.__name__ in named), found[0])
 
 
 def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -104,47 +96,18 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 class _Quiet:
-    """transformers without bars and warnings; its progress goes to `part`, from 0.0 to 1.0 in tensors."""
-
-    def __init__(self, part: Callable[[float], None]) -> None:
-        self._part = part
+    """transformers without bars and warnings."""
 
     def __enter__(self) -> None:
         self._verbosity = logging.get_verbosity()
         self._bars = logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        self._hook = logging.set_tqdm_hook(lambda factory, args, kwargs: _Bar(args, kwargs, self._part))
 
     def __exit__(self, *_: object) -> None:
-        logging.set_tqdm_hook(self._hook)
         logging.set_verbosity(self._verbosity)
         if self._bars:
             logging.enable_progress_bar()
-
-
-class _Bar:
-    """What transformers uses of a progress bar."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], part: Callable[[float], None]) -> None:
-        self._items = args[0] if args else kwargs.get("iterable", ())
-        self._part = part
-
-    def __iter__(self) -> Iterator[Any]:
-        total = len(self._items) if hasattr(self._items, "__len__") else 0
-        for number, item in enumerate(self._items, start=1):
-            yield item
-            if total:
-                self._part(number / total)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None  # update, close, set_description …
 
 
 def _first_line(error: Exception) -> str:

@@ -6,21 +6,26 @@ Everything but the cache is estimated from headers and config.json; the cache ge
 slots can fill. No torch here: the numbers serve an agent's ledger as well as a rank.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from worker.models.cache_split import CacheNeeds, split
 from worker.models.errors import DoesNotFit
 from worker.models.shape import Shape, read_shape
 from worker.models.weights import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorHeader, read_headers
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTISED_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 0.625}  # of a number; int4 with scale and offset for 32 to 64
+MAX_DRAFTS = 64  # tokens that a step guesses ahead, of all rows together: each has logits of its own
 FLOOR_TOKENS = 2048  # a cache below this (or the model's own limit) is not worth a replica
 SCRATCH_BYTES = 64 << 20  # bound of what attention writes out at a time
 # Interpreter, torch and transformers take 0.33 GB resident on a CPU, the rest is room for allocator and kernels.
 # CUDA: context, cuBLAS workspaces and graphs, an estimate until measured on the device.
 FIXED_BYTES = {"cpu": 512 << 20, "cuda": 1536 << 20}
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embeddings?)\.weight$")  # looked up, kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +41,21 @@ class MemoryPlan:
     num_blocks: int
     context_limit: int
     context_wanted: int  # what it would be if memory did not matter
+    window: int = 0  # tokens that sliding layers keep; 0: they have blocks like all others
+    window_block_bytes: int = 0  # of sliding layers, where these have blocks of their own
+    num_window_blocks: int = 0
+    loading_bytes: int = 0  # at the peak of the load, before there is a cache; quantised weights come whole at first
 
     @property
     def cache_bytes(self) -> int:
         """The whole KV cache."""
-        return self.num_blocks * self.block_bytes
+        return self.num_blocks * self.block_bytes + self.num_window_blocks * self.window_block_bytes
+
+    def bytes_with(self, num_blocks: int) -> int:
+        """Everything, with no more than so many blocks of each kind."""
+        blocks, window_blocks = min(self.num_blocks, num_blocks), min(self.num_window_blocks, num_blocks)
+        cache = blocks * self.block_bytes + window_blocks * self.window_block_bytes
+        return max(self.total_bytes - self.cache_bytes + cache, self.loading_bytes)
 
     @property
     def total_bytes(self) -> int:
@@ -65,25 +80,36 @@ def stored_dtype(tensors: list[TensorHeader]) -> str:
     return TORCH_NAMES[max(sizes, key=lambda name: sizes[name])] if sizes else ""
 
 
-def weights_bytes(tensors: list[TensorHeader], dtype: str) -> int:
-    """Memory of these tensors with every float in `dtype`."""
-    return sum(
-        tensor.num_items * (DTYPE_BYTES[dtype] if tensor.dtype in FLOATS else ITEM_BYTES.get(tensor.dtype, 1))
-        for tensor in tensors
-    )
+def weights_bytes(tensors: list[TensorHeader], dtype: str, quantization: str = "") -> int:
+    """Memory of these tensors with every float in `dtype`, and the matrices of layers quantised."""
+    return sum(_tensor_bytes(tensor, dtype, quantization) for tensor in tensors)
+
+
+def _tensor_bytes(tensor: TensorHeader, dtype: str, quantization: str) -> int:
+    if tensor.dtype not in FLOATS:
+        return tensor.num_items * ITEM_BYTES.get(tensor.dtype, 1)
+    if quantization and len(tensor.shape) == 2 and not _EMBEDDING.search(tensor.name):
+        return int(tensor.num_items * QUANTISED_BYTES[quantization]) + tensor.shape[0] * 8
+    return tensor.num_items * DTYPE_BYTES[dtype]
 
 
 def activation_bytes(shape: Shape, dtype: str, *, prefill_tokens: int, slots: int) -> int:
-    """Peak of one step: the widest layer over a full chunk, and three float32 copies of the logits of every row."""
+    """Peak of one step: the widest layer over a full chunk, and thrice the float32 logits of all rows and drafts."""
     rows = prefill_tokens + slots
     width = 6 * shape.hidden + 3 * shape.ffn + 2 * shape.heads * shape.head_dim + shape.kv_items
-    return rows * width * DTYPE_BYTES[dtype] + slots * shape.vocab * 4 * 3
+    return rows * width * DTYPE_BYTES[dtype] + logits_bytes(shape.vocab, slots)
+
+
+def logits_bytes(vocab: int, slots: int) -> int:
+    """Of the rows of a step and their drafts, three times in float32."""
+    return (slots + MAX_DRAFTS) * vocab * 4 * 3
 
 
 def plan(
     path: Path,
     *,
     dtype: str,
+    quantization: str = "",
     device_kind: str,
     memory_bytes: int,
     block_tokens: int,
@@ -98,21 +124,30 @@ def plan(
     """
     shape, tensors = read_shape(path, config), read_headers(path)
     dtype = resolve_dtype(dtype, shape.dtype or stored_dtype(tensors), device_kind)
-    weights = weights_bytes(tensors, dtype)
+    weights = weights_bytes(tensors, dtype, quantization)
     step = activation_bytes(shape, dtype, prefill_tokens=prefill_tokens, slots=slots)
     # While loading, one tensor exists twice (converted or packed); a step never coincides with that.
     largest = max((tensor.num_items * DTYPE_BYTES[dtype] for tensor in tensors), default=0)
-    return fit(
+    fixed = FIXED_BYTES[device_kind]
+    loading = weights_bytes(tensors, dtype) + largest + fixed if quantization else 0
+    if loading > memory_bytes:
+        parts = {"weights before they are quantised": loading - fixed, "fixed": fixed}
+        raise DoesNotFit(loading, memory_bytes, parts, 0)
+    found = fit(
         dtype=dtype,
         weights=weights,
         activation=max(step + SCRATCH_BYTES, largest),
-        fixed=FIXED_BYTES[device_kind],
-        block_bytes=shape.layers * shape.kv_items * DTYPE_BYTES[dtype] * block_tokens,
+        fixed=fixed,
+        block_bytes=(shape.layers - shape.window_layers) * shape.kv_items * DTYPE_BYTES[dtype] * block_tokens,
+        window_block_bytes=shape.window_layers * shape.kv_items * DTYPE_BYTES[dtype] * block_tokens,
+        window=shape.window,
         block_tokens=block_tokens,
         memory_bytes=memory_bytes,
         slots=slots,
+        prefill_tokens=prefill_tokens,
         context_limit=min(context_limit or shape.context_limit, shape.context_limit),
     )
+    return replace(found, loading_bytes=loading)
 
 
 def fit(
@@ -126,25 +161,43 @@ def fit(
     memory_bytes: int,
     slots: int,
     context_limit: int,
+    prefill_tokens: int = 0,
+    window_block_bytes: int = 0,
+    window: int = 0,
 ) -> MemoryPlan:
-    """Divide the grant. Raises DoesNotFit if what is left holds no useful context."""
+    """Divide the grant. Raises DoesNotFit if what is left holds no useful context.
+
+    `block_bytes` are those of layers that keep every token, `window_block_bytes` those of layers that keep `window`.
+    """
     floor_tokens = min(FLOOR_TOKENS, context_limit)
     floor_blocks = -(-floor_tokens // block_tokens)
-    useful_blocks = slots * -(-context_limit // block_tokens)
     left = memory_bytes - weights - activation - fixed
-    blocks = min(left // block_bytes, useful_blocks)
+    needs = CacheNeeds(
+        block_bytes=block_bytes,
+        window_block_bytes=window_block_bytes,
+        window=window,
+        block_tokens=block_tokens,
+        slots=slots,
+        step_tokens=max(prefill_tokens, slots + 1),
+        context_limit=context_limit,
+    )
+    blocks, window_blocks = split(max(0, left), needs)
     if blocks < floor_blocks:
-        cache = floor_blocks * block_bytes
+        cache = floor_blocks * (block_bytes + window_block_bytes)
         parts = {"weights": weights, "activations": activation, "fixed": fixed, "cache": cache}
         raise DoesNotFit(sum(parts.values()), memory_bytes, parts, floor_tokens)
+    is_capped = window_blocks > 0
     return MemoryPlan(
         dtype=dtype,
         weights_bytes=weights,
         activation_bytes=activation,
         fixed_bytes=fixed,
-        block_bytes=block_bytes,
+        block_bytes=block_bytes if is_capped else block_bytes + window_block_bytes,
         block_tokens=block_tokens,
         num_blocks=blocks,
         context_limit=min(context_limit, blocks * block_tokens),
         context_wanted=context_limit,
+        window=window if is_capped else 0,
+        window_block_bytes=window_block_bytes if is_capped else 0,
+        num_window_blocks=window_blocks,
     )

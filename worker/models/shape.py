@@ -28,6 +28,7 @@ _DEFAULTS: dict[str, dict[str, int]] = {
     },
 }
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "text_model_config")
+_ALL_SLIDE = ("mistral", "phi3")  # these name no layers: where there is a window, every layer has it
 _UNKNOWN_CONTEXT = 4096  # for a model without position limit whose tokeniser states none either
 
 
@@ -46,6 +47,8 @@ class Shape:
     context_limit: int  # tokens; the model's own
     dtype: str  # the checkpoint's, as config.json states it; "" if it does not
     model_type: str
+    window: int = 0  # tokens that a sliding layer sees
+    window_layers: int = 0  # how many slide, as far as config.json says; more than that is found after loading
 
 
 def read_shape(path: Path, config: Mapping[str, Any] | None = None) -> Shape:
@@ -74,9 +77,11 @@ def read_shape(path: Path, config: Mapping[str, Any] | None = None) -> Shape:
     if isinstance(text.get("moe_intermediate_size"), int):  # experts in use stand side by side
         routed = int(text.get("num_experts_per_tok") or 1)
         ffn = max(ffn, routed * text["moe_intermediate_size"])
+    layers = find("layers")
+    window, window_layers = _windows(text, layers)
     return Shape(
         hidden=hidden,
-        layers=find("layers"),
+        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -86,6 +91,8 @@ def read_shape(path: Path, config: Mapping[str, Any] | None = None) -> Shape:
         context_limit=find("context", _tokenizer_limit(path)),
         dtype=_dtype(text) or _dtype(outer),
         model_type=str(outer.get("model_type", "")),
+        window=window,
+        window_layers=window_layers,
     )
 
 
@@ -95,6 +102,16 @@ def _kv_items(text: Mapping[str, Any], heads: int, kv_heads: int, head_dim: int)
         key = int(text.get("qk_nope_head_dim", 0)) + int(text.get("qk_rope_head_dim", 0))
         return heads * (key + int(text.get("v_head_dim", key)))
     return 2 * kv_heads * head_dim
+
+
+def _windows(text: Mapping[str, Any], layers: int) -> tuple[int, int]:
+    """The window and how many layers slide."""
+    window, kinds = text.get("sliding_window"), text.get("layer_types")
+    if not isinstance(window, int) or window <= 0 or text.get("use_sliding_window") is False:
+        return 0, 0
+    if isinstance(kinds, list):
+        return window, kinds.count("sliding_attention")
+    return window, layers if text.get("model_type") in _ALL_SLIDE else 0
 
 
 def _dtype(config: Mapping[str, Any]) -> str:

@@ -4,8 +4,10 @@ A file starts with eight bytes of little-endian length and a JSON header of that
 ``{name: {"dtype", "shape", "data_offsets": [from, to]}}``. Only headers are read here.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,8 @@ class TensorHeader(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     stored_bytes: int
+    file: Path = Path()
+    offset: int = 0  # of its first byte in the file
 
     @property
     def num_items(self) -> int:
@@ -51,6 +55,14 @@ def weight_files(path: Path) -> list[Path]:
 def read_headers(path: Path) -> list[TensorHeader]:
     """Every tensor of the model in `path`. Raises NotServable for a damaged file."""
     return [tensor for file in weight_files(path) for tensor in _tensors(file)]
+
+
+def prefetch(path: Path) -> None:
+    """Have the system read the weights into its page cache, as far as it likes to; returns at once."""
+    with contextlib.suppress(OSError, NotServable):  # whoever loads it will say what is wrong
+        for file in weight_files(path) if hasattr(os, "posix_fadvise") else []:
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def digest(path: Path) -> str:
@@ -86,7 +98,8 @@ def _header(file: Path) -> bytes:
 
 def _tensors(file: Path) -> Iterator[TensorHeader]:
     header = _header(file)
-    size = file.stat().st_size - 8 - len(header)
+    first = 8 + len(header)
+    size = file.stat().st_size - first
     try:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
@@ -94,6 +107,6 @@ def _tensors(file: Path) -> Iterator[TensorHeader]:
             start, end = entry["data_offsets"]
             if end > size:
                 raise NotServable(f"{file} is cut short: {name} ends {end - size} bytes after it; download it again")
-            yield TensorHeader(name, entry["dtype"], tuple(entry["shape"]), end - start)
+            yield TensorHeader(name, entry["dtype"], tuple(entry["shape"]), end - start, file, first + start)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotServable(f"{file} does not start with a safetensors header; download it again") from error

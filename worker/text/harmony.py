@@ -7,7 +7,7 @@
 import re
 from typing import Literal
 
-from worker.text.calls import read_arguments
+from worker.text.call_readers import HeadedCalls
 from worker.text.marks import Mark
 from worker.text.output import Output
 from worker.text.vocabulary import Vocabulary
@@ -15,6 +15,7 @@ from worker.text.vocabulary import Vocabulary
 _CHANNEL, _MESSAGE = "<|channel|>", "<|message|>"
 _NEEDED = (_CHANNEL, _MESSAGE, "<|start|>", "<|end|>")
 _ENDS = ("<|call|>", "<|return|>")
+_BODY = re.compile(r"\s*(?=\{)")
 _RECIPIENT = re.compile(r"to=functions\.([\w.-]+)")
 
 
@@ -37,8 +38,7 @@ class HarmonySorter:
         self._has_tools = has_tools
         self._kind: Literal["header", "reasoning", "content", "call"] = "header"
         self._header = ""
-        self._name = ""
-        self._body: list[str] = []  # of a call
+        self._call: HeadedCalls | None = None
         self._has_spoken = False
 
     @property
@@ -52,8 +52,8 @@ class HarmonySorter:
             self._output.reasoning(text)
         elif self._kind == "content":
             self._output.content(text)
-        else:
-            self._body.append(text)
+        elif self._call:
+            self._call.feed(text)
 
     def mark(self, mark: Mark) -> None:
         if mark.text == _MESSAGE and self._kind == "header":
@@ -74,7 +74,7 @@ class HarmonySorter:
         recipient = _RECIPIENT.search(self._header)
         channel = self._header.partition(_CHANNEL)[2].strip()
         if recipient and self._has_tools:
-            self._kind, self._name, self._body = "call", recipient[1], []
+            self._kind, self._call = "call", HeadedCalls(self._output, "", _BODY, name=recipient[1])
         else:
             self._kind = "reasoning" if channel.startswith("analysis") else "content"
 
@@ -86,10 +86,6 @@ class HarmonySorter:
             self._output.pause_content()
         elif self._kind == "reasoning":
             self._output.end_reasoning()
-        else:
-            body = "".join(self._body)
-            arguments = read_arguments(body)
-            if arguments is None:
-                self._output.verbatim(body)
-            else:
-                self._output.call(self._name, arguments)
+        elif self._call:
+            self._call.close("")
+            self._call = None

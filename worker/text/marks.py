@@ -11,7 +11,7 @@ from worker.text.vocabulary import Vocabulary
 class Mark:
     """One marker. `role` is what it does; its `text` is what the vocabulary or the model writes for it."""
 
-    role: Literal["reasoning_open", "reasoning_close", "call_open", "call_close", "channel"]
+    role: Literal["reasoning_open", "reasoning_close", "call_open", "call_close", "call_frame", "channel"]
     text: str
 
 

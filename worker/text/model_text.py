@@ -1,13 +1,17 @@
 """Everything between chat messages and token ids, and between token ids and text, for one model directory."""
 
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
-from shared.messages import Prompt
-from worker.text.calls import schemas_of
+from shared.messages import Constraint, Prompt
 from worker.text.checkpoint import Checkpoint, GenerationDefaults
+from worker.text.constrain import Constrainer
 from worker.text.detokenise import Detokeniser
 from worker.text.errors import CheckpointError, PromptError
+from worker.text.grammar import Reasoning, Style
 from worker.text.harmony import HarmonySorter, detect_harmony
+from worker.text.lark import literal
 from worker.text.marks import Mark, split_marks
 from worker.text.output import Output
 from worker.text.reasoning import ReasoningMarks, prompt_tail
@@ -15,7 +19,8 @@ from worker.text.sorter import BlockSorter, Sorter
 from worker.text.stops import StopFinder
 from worker.text.stream import Piece, TextStream
 from worker.text.template import ChatTemplate
-from worker.text.tools import Convention, detect
+from worker.text.tools import HERMES, Convention, UnknownConvention, detect, named, schemas_of
+from worker.text.variables import spelled
 from worker.text.vocabulary import Vocabulary
 
 __all__ = ["CheckpointError", "GenerationDefaults", "ModelText", "Piece", "PromptError", "TextStream"]
@@ -28,22 +33,42 @@ class ModelText:
     and tool calls. A prompt of text or ids is continued: everything is content, and nothing is recognised in it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+    def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary, *, tool_convention: str = "") -> None:
+        """`tool_convention`: by name, in place of the one that template and vocabulary show."""
         self._vocabulary = vocabulary
         self._template = ChatTemplate(checkpoint.templates, checkpoint.named_tokens)
         self._reasoning = ReasoningMarks.detect(vocabulary, self._template.source)
         self._harmony = detect_harmony(vocabulary)
-        self._tools = detect(vocabulary, self._template.source)
+        self._tools = self._convention(tool_convention)
         self.vocab_size = checkpoint.vocab_rows or vocabulary.size
         self.eos_ids = sorted(checkpoint.eos_ids | ({vocabulary.eos_id} if vocabulary.eos_id is not None else set()))
         self.context_limit = checkpoint.context_limit
         self.generation = checkpoint.generation
+        self._constrainer = Constrainer(self._style(), self.vocab_size)
 
     @classmethod
-    def load(cls, path: Path) -> "ModelText":
-        """Read the tokeniser and the small JSON files in `path`. Raises `CheckpointError`."""
+    def load(cls, path: Path, *, chat_template: str = "", tool_convention: str = "") -> "ModelText":
+        """Read the tokeniser and the small JSON files in `path`; the others stand in place of what these say.
+
+        Raises `CheckpointError`.
+        """
         checkpoint = Checkpoint.read(path)
-        return cls(checkpoint, Vocabulary.load(checkpoint))
+        if chat_template:
+            checkpoint = replace(checkpoint, templates={"default": chat_template})
+        try:
+            return cls(checkpoint, Vocabulary.load(checkpoint), tool_convention=tool_convention)
+        except UnknownConvention as error:
+            raise CheckpointError(path, str(error)) from error
+
+    @property
+    def capabilities(self) -> dict[str, bool]:
+        """What the tokeniser and the chat template say that this model can do; nothing for one without a template."""
+        if not self._template.source:
+            return {}
+        return {
+            "tools": "tools" in self._template.source,
+            "reasoning": self._reasoning is not None or bool(self._harmony),
+        }
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the prompt's token ids, never none. Raises `PromptError`.
@@ -67,9 +92,24 @@ class ModelText:
     def render(self, prompt: Prompt) -> str:
         """Return the text that the chat template makes of messages; a text prompt as it is. Raises `PromptError`."""
         if prompt.messages is not None:
-            schemas_of(prompt.tools)  # refuses what are no function tools
-            return self._template.render(prompt.messages, prompt.tools, prompt.template)
+            schemas_of([*prompt.tools, *prompt.shown_tools])  # refuses what are no function tools
+            variables = spelled(prompt.template, speaks_in_channels=bool(self._harmony))
+            return self._template.render(prompt.messages, prompt.tools, variables)
         return prompt.text if prompt.text is not None else self._vocabulary.decode(prompt.ids or [])
+
+    def constrain(self, prompt: Prompt, constraint: Constraint | None, prompt_ids: list[int]) -> "Future[str] | None":
+        """The grammar that the answer is held to, found to compile; None where nothing constrains it.
+
+        The future raises `PromptError`, which names the field that is at fault.
+        """
+        reasoning: Reasoning = "none"
+        if prompt.messages is not None and self._reasoning is not None:
+            tail = prompt_tail(self._vocabulary, prompt_ids)
+            if self._reasoning.is_open(tail):
+                reasoning = "open"
+            elif not self._reasoning.is_closed(tail):
+                reasoning = "optional"
+        return self._constrainer.begin(prompt, constraint, reasoning)
 
     def stream(self, prompt: Prompt, *, stop: list[str], prompt_ids: list[int]) -> TextStream:
         """Return the text stream of one choice."""
@@ -77,10 +117,16 @@ class ModelText:
         is_chat = prompt.messages is not None
         detokeniser = Detokeniser(self._vocabulary, after=None if is_chat else prompt_ids)
         silent = frozenset(self.eos_ids)
-        tools = self._tools if prompt.tools else None
+        offered = [*prompt.tools, *prompt.shown_tools] if prompt.tool_choice != "none" else []
+        tools = self._tools if offered else None
         if not is_chat or not (self._harmony or self._reasoning or tools):
             return TextStream(self._vocabulary, detokeniser, silent_ids=silent, stops=stops)
-        output = Output(stops=stops, prompt_ids=prompt_ids, call_ids=self._tools.call_ids)
+        output = Output(
+            stops=stops,
+            prompt_ids=prompt_ids,
+            call_ids=self._tools.call_ids,
+            single_call=not prompt.parallel_tool_calls or prompt.tool_choice.startswith("="),
+        )
         sorter: Sorter
         if self._harmony:
             marks = self._harmony
@@ -92,7 +138,7 @@ class ModelText:
                 text_marks=as_text,
                 starts_reasoning=self._opens_reasoning(prompt_ids),
                 convention=tools,
-                schemas=schemas_of(prompt.tools),
+                schemas=schemas_of(offered),
             )
         return TextStream(self._vocabulary, detokeniser, silent_ids=silent, output=output, sorter=sorter, marks=marks)
 
@@ -103,6 +149,28 @@ class ModelText:
     def _opens_reasoning(self, prompt_ids: list[int]) -> bool:
         """Whether the template has opened the block, so that the model will not write the opening marker."""
         return self._reasoning is not None and self._reasoning.is_open(prompt_tail(self._vocabulary, prompt_ids))
+
+    def _convention(self, declared: str) -> Convention:
+        if declared:
+            return named(declared)
+        if not self._template.shows_tools and not self._harmony:
+            return HERMES  # that is how they are described to it
+        return detect(self._vocabulary, self._template.source)
+
+    def _style(self) -> Style:
+        vocabulary, reasoning = self._vocabulary, self._reasoning
+
+        def symbol(mark: str) -> str:
+            id = vocabulary.id_of(mark)
+            return literal(mark) if id is None else f"<[{id}]>"
+
+        return Style(
+            symbol=symbol,
+            is_token=lambda mark: vocabulary.id_of(mark) is not None,
+            convention=self._tools,
+            reasoning=(reasoning.opening.text, reasoning.closing.text) if reasoning else None,
+            speaks_in_channels=bool(self._harmony),
+        )
 
     def _marks(self, tools: Convention | None) -> list[Mark]:
         marks = [self._reasoning.opening, self._reasoning.closing] if self._reasoning else []

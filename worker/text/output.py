@@ -13,16 +13,24 @@ _OPENAI_ID_CHARS, _MISTRAL_ID_CHARS = 24, 9
 
 
 class Output:
-    """Collects text until it is taken.
+    """Collects text until it is taken; of a tool call its id and name, then its arguments as they grow.
 
     Stop strings apply to content alone, not to reasoning and not inside tool calls. Line breaks around a reasoning
     block and around tool calls belong to the markup and are dropped; all others are kept.
     """
 
     def __init__(
-        self, *, stops: StopFinder | None, prompt_ids: Sequence[int] = (), call_ids: Literal["openai", "mistral"]
+        self,
+        *,
+        stops: StopFinder | None,
+        prompt_ids: Sequence[int] = (),
+        call_ids: Literal["openai", "mistral"],
+        single_call: bool = False,
     ) -> None:
-        self.stopped: str | None = None
+        """`single_call`: the answer ends with its first tool call."""
+        self.stopped: str | None = None  # the stop string that ended the answer
+        self.is_over = False  # by a stop string, or by the one call
+        self._is_single = single_call
         self.num_calls = 0
         self._stops = stops
         self._prompt_ids = prompt_ids
@@ -38,7 +46,7 @@ class Output:
 
     def content(self, text: str) -> None:
         """Add to the answer, up to a stop string; what comes after one is dropped."""
-        if self.stopped is not None:
+        if self.is_over:
             return
         if self._edge:
             text = text.lstrip(_NEWLINES)
@@ -49,18 +57,19 @@ class Output:
             text, self.stopped = self._stops.feed(text)
         self._append(text)
         if self.stopped is not None:
+            self.is_over = True
             self.keep_break()
 
     def verbatim(self, text: str) -> None:
         """Add markup that turned out to be no markup, without looking for stop strings."""
-        if self.stopped is not None:
+        if self.is_over:
             return
         self._edge = False
         self._append(text)
 
     def reasoning(self, text: str) -> None:
         """Add to the reasoning."""
-        if self.stopped is not None:
+        if self.is_over:
             return
         if self._reasoning_edge:
             text = text.lstrip(_NEWLINES)
@@ -77,22 +86,37 @@ class Output:
         else:
             self._reasoning_break += text
 
-    def call(self, name: str, arguments: str) -> None:
-        """Add a tool call; `arguments` is JSON text.
+    def begin_call(self, name: str) -> None:
+        """A tool call begins; its arguments follow.
 
-        Its id is a function of the prompt, of its place and of its content, so that a resumed job repeats it.
+        Its id is a function of the prompt, of its place and of its name, so that a resumed job repeats it.
         """
-        if self.stopped is not None:
+        if self.is_over:
             return
+        self.drop_break()
         index = self.num_calls
         self.num_calls += 1
         digest = hashlib.blake2b(array("q", self._prompt_ids).tobytes())
-        digest.update(f"{index}\0{name}\0{arguments}".encode())
+        digest.update(f"{index}\0{name}".encode())
         if self._call_ids == "mistral":  # its template refuses any other form
             id = digest.hexdigest()[:_MISTRAL_ID_CHARS]
         else:
             id = "call_" + digest.hexdigest()[:_OPENAI_ID_CHARS]
-        self._calls.append(ToolCall(index=index, id=id, name=name, arguments=arguments))
+        self._calls.append(ToolCall(index=index, id=id, name=name))
+
+    def arguments(self, text: str) -> None:
+        """Add to the arguments of the call that began last."""
+        if self.is_over:
+            return
+        index = self.num_calls - 1
+        if not self._calls or self._calls[-1].index != index:
+            self._calls.append(ToolCall(index=index))
+        self._calls[-1].arguments += text
+
+    def end_call(self) -> None:
+        """The call that began last is over; where only one is wanted, so is the answer."""
+        self.is_over = self.is_over or self._is_single
+        self.drop_break()
 
     def pause_content(self) -> None:
         """A marker follows: no stop string can continue across it."""

@@ -42,6 +42,10 @@ class ReasoningMarks:
         """
         return prompt_tail.rstrip().endswith(self.opening.text.rstrip())
 
+    def is_closed(self, prompt_tail: str) -> bool:
+        """Whether a prompt that ends like this has answered for the model that it need not reason."""
+        return prompt_tail.rstrip().endswith(self.closing.text.rstrip())
+
 
 def prompt_tail(vocabulary: Vocabulary, prompt_ids: Sequence[int], num_tokens: int = 16) -> str:
     """The end of a prompt as text, special tokens by name."""

@@ -3,14 +3,14 @@
     content ── reasoning_open ──▶ reasoning ── reasoning_close ──▶ content
     content ── call_open ──▶ call ── call_close, end ──▶ content
 
-A mark that means nothing where it stands is text, except that stray reasoning marks are dropped: they are not meant
-for anybody.
+A mark that means nothing where it stands is text, except that stray reasoning marks and the marks around all calls
+are dropped: they are not meant for anybody.
 """
 
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from worker.text.calls import Schemas
+from worker.text.call_readers import CallReader, Schemas
 from worker.text.marks import Mark
 from worker.text.needles import Needles
 from worker.text.output import Output
@@ -49,8 +49,7 @@ class BlockSorter:
         self._state: Literal["content", "reasoning", "call"] = "reasoning" if starts_reasoning else "content"
         self._convention = convention
         self._schemas = schemas
-        self._opening = ""  # the mark that opened the call that is being written
-        self._body: list[str] = []
+        self._call: CallReader | None = None  # of the call that is being written
         self._bare = "" if convention and convention.bare else None  # beginning of an answer that may be a bare call
         self._text_marks = {mark.text: mark for mark in text_marks}
         self._needles = Needles(list(self._text_marks)) if text_marks else None
@@ -103,8 +102,8 @@ class BlockSorter:
             return
         if self._state == "reasoning":
             self._output.reasoning(text)
-        elif self._state == "call":
-            self._body.append(text)
+        elif self._call:
+            self._call.feed(text)
         elif self._bare is None:
             self._output.content(text)
         else:
@@ -117,8 +116,7 @@ class BlockSorter:
         verdict = self._convention.begins_bare(text)
         self._bare = text if verdict is None else None
         if verdict:
-            self._open_call("")
-            self._body.append(text)
+            self._open_call("").feed(text)
         elif verdict is False:
             self._output.content(text)
 
@@ -140,6 +138,9 @@ class BlockSorter:
         elif state == "call" and role == "call_open" and self._convention and not self._convention.closing:
             self._end_call("")
             self._open_call(mark.text)
+        elif role == "call_frame" and state != "reasoning":
+            self._leave_content()
+            self._output.drop_break()
         elif state == "call" or role in ("call_open", "call_close"):
             self._plain(mark.text)
 
@@ -149,19 +150,14 @@ class BlockSorter:
         self._bare = None
         self._output.pause_content()
 
-    def _open_call(self, opening: str) -> None:
+    def _open_call(self, opening: str) -> CallReader:
+        assert self._convention is not None
         self._state = "call"
-        self._opening = opening
-        self._body = []
+        self._call = self._convention.read(self._output, self._schemas, opening)
+        return self._call
 
     def _end_call(self, closing: str) -> None:
-        assert self._convention is not None
+        call, self._call = self._call, None
         self._state = "content"
-        body = "".join(self._body)
-        calls = self._convention.read(body, self._schemas)
-        if not calls:
-            self._output.verbatim(self._opening + body + closing)
-            return
-        self._output.drop_break()
-        for call in calls:
-            self._output.call(call.name, call.arguments)
+        if call:
+            call.close(closing)

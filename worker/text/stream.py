@@ -30,6 +30,7 @@ class Piece(msgspec.Struct, frozen=True):
     stopped: str | None = None  # the stop string that ended the choice
     consumed: int = 0  # how many of the ids count: fewer than were fed when a stop string was met
     finish: str | None = None  # from `finish` only: the reason to report
+    is_over: bool = False  # a stop string, or a call after which no more may come, ended the choice
 
 
 class TextStream:
@@ -67,7 +68,7 @@ class TextStream:
 
     def finish(self, reason: str) -> Piece:
         """Return what was held back, and the finish reason: a "stop" with tool calls is "tool_calls"."""
-        text, stopped, calls = "", None, 0
+        text, stopped, calls, is_over = "", None, 0, False
         reasoning = ""
         tool_calls: list[ToolCall] = []
         if self._sorter and self._output:
@@ -76,13 +77,13 @@ class TextStream:
                 self._sorter.end()
                 text, reasoning, tool_calls = self._output.take()
                 stopped = self._output.stopped
-            calls = self._output.num_calls
+            calls, is_over = self._output.num_calls, self._output.is_over
         elif not self._over:
             text, stopped = self._plain(self._detokeniser.flush())
             if self._stops and stopped is None:
                 text += self._stops.flush()
         self._over = True
-        if stopped is not None:
+        if stopped is not None or is_over:
             reason = "stop"
         return Piece(text, reasoning, tool_calls, stopped, 0, "tool_calls" if calls and reason == "stop" else reason)
 
@@ -100,7 +101,7 @@ class TextStream:
             texts.append(text)
             if stopped is not None:
                 self._over = True
-                return Piece("".join(texts), stopped=stopped, consumed=count)
+                return Piece("".join(texts), stopped=stopped, consumed=count, is_over=True)
         return Piece("".join(texts), consumed=len(ids))
 
     def _plain(self, text: str) -> tuple[str, str | None]:
@@ -123,12 +124,12 @@ class TextStream:
                     sorter.text(text)
             if was_reasoning or sorter.is_reasoning:
                 self.reasoning_tokens += 1
-            if output.stopped is not None:
+            if output.is_over:
                 self._over = True
                 consumed = count
                 break
         text, reasoning, tool_calls = output.take()
-        return Piece(text, reasoning, tool_calls, output.stopped, consumed)
+        return Piece(text, reasoning, tool_calls, output.stopped, consumed, is_over=output.is_over)
 
     def _mark(self, mark: Mark, sorter: Sorter) -> None:
         """Characters do not continue across a mark, and after it a new text begins."""

@@ -8,8 +8,10 @@ import jinja2
 from worker.text.conversation import Shape, normalise
 from worker.text.environment import TemplateRefusal, compile_template
 from worker.text.errors import PromptError
-from worker.text.traits import probe
+from worker.text.plain_tools import describe
+from worker.text.traits import probe, shows_tools
 
+_FOR_TOOLS = "tool_use"  # the name of a template that is only for prompts with tools
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 
 
@@ -23,7 +25,7 @@ class ChatTemplate:
         self._defects: dict[str, str] = {}
         for name, source in templates.items():
             try:
-                self._variants[name] = _Variant(source, self._named_tokens)
+                self._variants[name] = _Variant(source, self._named_tokens, is_for_tools=name == _FOR_TOOLS)
             except jinja2.TemplateSyntaxError as error:
                 self._defects[name] = f"line {error.lineno}: {error.message}"
         self.source = "\n".join(templates.values())
@@ -34,10 +36,18 @@ class ChatTemplate:
             if name in variables:
                 raise PromptError(f"The template variable {name!r} is not the client's to set.", "template")
         variant = self._variant(with_tools=bool(tools))
+        if tools and not variant.shows_tools:
+            messages, tools = describe(messages, tools), []
         return variant.render(normalise(messages, variant.shape), tools, variables)
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the template for prompts with tools puts them into the prompt. False without a template."""
+        variant = self._variants.get(_FOR_TOOLS) or self._variants.get("default")
+        return variant is not None and variant.shows_tools
+
     def _variant(self, *, with_tools: bool) -> "_Variant":
-        for name in ("tool_use", "default") if with_tools else ("default",):
+        for name in (_FOR_TOOLS, "default") if with_tools else ("default",):
             if name in self._variants:
                 return self._variants[name]
             if name in self._defects:
@@ -52,10 +62,11 @@ class ChatTemplate:
 class _Variant:
     """One template, compiled, and the shape of messages it takes."""
 
-    def __init__(self, source: str, named_tokens: dict[str, str]) -> None:
+    def __init__(self, source: str, named_tokens: dict[str, str], *, is_for_tools: bool) -> None:
         self._render: Callable[..., str] = compile_template(source)
         self._named_tokens = named_tokens
         self.shape: Shape = probe(self._plain, source)
+        self.shows_tools = is_for_tools or shows_tools(self._with_tools)
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any]) -> str:
         try:
@@ -66,6 +77,9 @@ class _Variant:
             raise PromptError(
                 f"The chat template of this model could not render these messages: {error}", "messages"
             ) from error
+
+    def _with_tools(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        return self._plain(normalise(messages, self.shape), tools)
 
     def _plain(
         self,

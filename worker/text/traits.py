@@ -29,6 +29,14 @@ def probe(render: Render, source: str) -> Shape:
     return _probe_tool_call(render, shape)
 
 
+def shows_tools(render: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]) -> bool:
+    """Whether a template puts tools into the prompt. One that fails with them is taken to know what they are."""
+    try:
+        return _ONE in render(_user("?"), [_TOOL])
+    except Exception:  # a template may fail in any way that Python can
+        return True
+
+
 def _try(render: Render, messages: list[dict[str, Any]]) -> str:
     try:
         return render(messages)
@@ -99,3 +107,16 @@ _TOOL_TURN: list[dict[str, Any]] = [
     },
     {"role": "tool", "tool_call_id": "abcdefghi", "name": _ONE, "content": "!"},
 ]
+
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": _ONE,
+        "description": "!",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "!"}},
+            "required": [],
+        },
+    },
+}

@@ -10,6 +10,7 @@ the space in front of the very first token, hence `first_piece`.
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,13 @@ class Vocabulary:
     def decode(self, ids: list[int]) -> str:
         """The text of a whole sequence, special tokens left out."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def to_json(self, *, special_ids: Collection[int]) -> str:
+        """The tokeniser as its own file format has it, with these added tokens special too."""
+        state = json.loads(self._tokenizer.to_str())
+        for token in state.get("added_tokens", ()):
+            token["special"] = token["special"] or token["id"] in special_ids
+        return json.dumps(state)
 
     def id_of(self, token: str) -> int | None:
         """The id of an added token."""

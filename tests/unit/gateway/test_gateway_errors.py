@@ -37,7 +37,8 @@ def subclasses(cls: type[errors.ApiError]) -> set[type[errors.ApiError]]:
 
 
 def test_every_class_is_looked_at() -> None:
-    assert {type(error) for error in EVERY} | {errors.ApiError} == subclasses(errors.ApiError)
+    own = {one for one in subclasses(errors.ApiError) if one.__module__ == errors.__name__}
+    assert {type(error) for error in EVERY} | {errors.ApiError} == own
 
 
 @pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)

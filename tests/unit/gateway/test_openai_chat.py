@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from gateway.dialects.openai_chat import HONOURED, IGNORED, REFUSED, parse
+from gateway.dialects.openai_chat import PARAMETERS, parse
 from gateway.errors import ApiError, InvalidRequest, NotSupported
 from gateway.request import InferenceRequest
-from shared.messages import encode
+from shared.messages import Constraint, encode
 
 HI: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
@@ -62,7 +62,7 @@ def test_an_over_large_max_tokens_is_no_error() -> None:
 
 
 def test_null_means_not_given() -> None:
-    names = HONOURED - {"model", "messages"} | IGNORED.keys() | REFUSED.keys()
+    names = PARAMETERS.honoured.keys() - {"model", "messages"} | PARAMETERS.ignored.keys() | PARAMETERS.refused.keys()
     request = chat(**dict.fromkeys(names))
     assert request.sampling.temperature is None
     assert request.prompt.tools == []
@@ -138,31 +138,93 @@ def test_tools_reach_the_prompt() -> None:
     assert chat(tools=[TOOL], tool_choice="auto").prompt.tools == [TOOL]
 
 
-def test_tool_choice_none_takes_them_away() -> None:
-    assert chat(tools=[TOOL], tool_choice="none").prompt.tools == []
+def test_tool_choice_none_leaves_them_in_the_prompt() -> None:
+    prompt = chat(tools=[TOOL], tool_choice="none").prompt
+    assert (prompt.tools, prompt.tool_choice) == ([TOOL], "none")
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
-def test_a_forced_tool_is_refused_for_now(choice: Any) -> None:
-    with pytest.raises(NotSupported, match="not supported yet") as refused:
-        chat(tools=[TOOL], tool_choice=choice)
-    assert refused.value.param == "tool_choice"
+def test_a_call_may_be_required() -> None:
+    assert chat(tools=[TOOL]).prompt.tool_choice == "auto"
+    assert chat(tools=[TOOL], tool_choice="required").prompt.tool_choice == "required"
+    named = {"type": "function", "function": {"name": "f"}}
+    assert chat(tools=[TOOL], tool_choice=named).prompt.tool_choice == "=f"
+
+
+def test_calls_may_be_held_to_one() -> None:
+    assert chat(tools=[TOOL]).prompt.parallel_tool_calls
+    assert not chat(tools=[TOOL], parallel_tool_calls=False).prompt.parallel_tool_calls
+
+
+# --- the form of the answer ----------------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"grammar": "", "structured_outputs": {}}, None),
+        ({"response_format": {"type": "json_object"}}, Constraint(kind="json_object")),
+        (
+            {"response_format": {"type": "json_object", "schema": SCHEMA}},
+            Constraint(kind="json_schema", value=SCHEMA),
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "strict": True, "schema": SCHEMA},
+                }
+            },
+            Constraint(kind="json_schema", value=SCHEMA),
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            Constraint(kind="json_schema", value={}),
+        ),
+        ({"regex": "a+"}, Constraint(kind="regex", value="a+")),
+        ({"grammar": "start: /a/"}, Constraint(kind="grammar", value="start: /a/")),
+        ({"json_schema": SCHEMA}, Constraint(kind="json_schema", value=SCHEMA)),
+        ({"guided_json": SCHEMA}, Constraint(kind="json_schema", value=SCHEMA)),
+        ({"guided_json": '{"type": "null"}'}, Constraint(kind="json_schema", value={"type": "null"})),
+        ({"guided_regex": "a+"}, Constraint(kind="regex", value="a+")),
+        ({"guided_choice": ["yes", 'n"o']}, Constraint(kind="grammar", value='start: "yes" | "n\\"o"')),
+        ({"guided_grammar": "start: /a/"}, Constraint(kind="grammar", value="start: /a/")),
+        ({"structured_outputs": {"json": SCHEMA}}, Constraint(kind="json_schema", value=SCHEMA)),
+        ({"structured_outputs": {"json_object": True, "regex": None}}, Constraint(kind="json_object")),
+    ],
+)
+def test_every_name_of_a_constraint(fields: dict[str, Any], expected: Constraint | None) -> None:
+    request = chat(**fields)
+    assert (request.constraint, request.ignored) == (expected, ())
+
+
+def test_two_constraints_are_one_too_many() -> None:
+    with pytest.raises(InvalidRequest, match="send one") as refused:
+        chat(regex="a", response_format={"type": "json_object"})
+    assert refused.value.param == "regex"
+
+
+def test_a_tier_that_waits_is_the_batch_class() -> None:
+    assert [chat(service_tier=tier).job_class for tier in (None, "auto", "priority", "flex", "batch")] == [
+        "interactive",
+        "interactive",
+        "interactive",
+        "batch",
+        "batch",
+    ]
 
 
 # --- what is not honoured ------------------------------------------------------------------------------------
-
-
-def test_no_name_is_in_two_lists() -> None:
-    assert not HONOURED & IGNORED.keys()
-    assert not HONOURED & REFUSED.keys()
-    assert not IGNORED.keys() & REFUSED.keys()
 
 
 def test_ignored_and_unknown_names_are_reported() -> None:
     assert chat(user="u", seed=1, wibble=2).ignored == ("user", "wibble")
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted(PARAMETERS.refused))
 def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
     with pytest.raises(NotSupported) as refused:
         chat(None, **{name: {"some": "value"}})
@@ -170,18 +232,10 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
     assert name in refused.value.message
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted(PARAMETERS.refused))
 def test_a_value_that_changes_nothing_is_taken(name: str) -> None:
-    for neutral in REFUSED[name][0]:
+    for neutral in PARAMETERS.refused[name][0]:
         chat(None, **{name: neutral})
-
-
-def test_response_formats() -> None:
-    chat(response_format={"type": "text"})
-    for kind in ("json_object", "json_schema"):
-        with pytest.raises(NotSupported) as refused:
-            chat(response_format={"type": kind})
-        assert refused.value.param == "response_format.type"
 
 
 def user(content: Any) -> list[dict[str, Any]]:
@@ -289,10 +343,37 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("tools[0].function.name", {"tools": [{"type": "function", "function": {"name": "a b"}}]}),
     ("tools[0].function.parameters", {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}),
     ("tools[0].function.parameters", {"tools": [{"type": "function", "function": {"name": "f", "parameters": DEEP}}]}),
+    ("tools[1].function.name", {"tools": [TOOL, TOOL]}),
     ("tool_choice", {"tool_choice": 5}),
+    ("tool_choice", {"tool_choice": "required"}),
+    ("tool_choice.type", {"tool_choice": {}}),
+    ("tool_choice.type", {"tool_choice": {"type": "allowed_tools"}}),
+    ("tool_choice.function.name", {"tools": [TOOL], "tool_choice": {"type": "function"}}),
+    ("tool_choice.function.name", {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}),
+    ("parallel_tool_calls", {"parallel_tool_calls": "no"}),
+    ("service_tier", {"service_tier": 5}),
+    ("metadata", {"metadata": []}),
+    ("metadata", {"metadata": {str(key): "" for key in range(17)}}),
+    ("metadata.k", {"metadata": {"k": 5}}),
+    ("regex", {"regex": 5}),
+    ("regex", {"regex": "x" * ((1 << 18) + 1)}),
+    ("grammar", {"grammar": {}}),
+    ("json_schema", {"json_schema": []}),
+    ("json_schema", {"json_schema": DEEP}),
+    ("guided_json", {"guided_json": "{"}),
+    ("guided_choice", {"guided_choice": []}),
+    ("guided_choice[1]", {"guided_choice": ["a", 5]}),
+    ("structured_outputs", {"structured_outputs": 5}),
+    ("structured_outputs.structural_tag", {"structured_outputs": {"structural_tag": "x"}}),
+    ("structured_outputs.json_object", {"structured_outputs": {"json_object": 1}}),
     ("tool_choice", {"tool_choice": "always"}),
     ("response_format", {"response_format": "text"}),
     ("response_format.type", {"response_format": {}}),
+    ("response_format.type", {"response_format": {"type": "yaml"}}),
+    ("response_format.json_schema", {"response_format": {"type": "json_schema"}}),
+    ("response_format.json_schema.schema", {"response_format": {"type": "json_schema", "json_schema": {}}}),
+    ("response_format.json_schema.schema", {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}}),
+    ("response_format.json_schema.name", {"response_format": {"type": "json_schema", "json_schema": {"name": 5}}}),
 ]
 
 

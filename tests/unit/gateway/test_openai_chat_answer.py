@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 
+from gateway.dialects.openai_chat import DIALECT
 from gateway.dialects.openai_chat_answer import Stream, Whole
 from gateway.errors import Unavailable
 from gateway.request import Broken, Event, Finished, InferenceRequest, Opened, Waiting
@@ -76,7 +77,7 @@ def test_usage_comes_last_when_asked_for() -> None:
         "prompt_tokens_details": {"cached_tokens": 2},
         "completion_tokens_details": {"reasoning_tokens": 1},
     }
-    assert events[-2]["timings"] == {"queue_s": 0.1, "prefill_s": 0.2, "decode_s": 0.3}
+    assert events[-2]["timings"] == {"queue_s": 0.1, "load_s": 0.0, "prefill_s": 0.2, "decode_s": 0.3}
 
 
 def test_every_choice_has_its_role_and_its_finish() -> None:
@@ -97,8 +98,8 @@ def test_every_choice_has_its_role_and_its_finish() -> None:
 
 
 def test_keep_alives_are_comments() -> None:
-    events = streamed(a_request(), Waiting("queued", 3), Waiting("prefill"), OPEN)
-    assert events[:2] == [": plexus state=queued waiting=3", ": plexus state=prefill"]
+    assert DIALECT.keepalive(Waiting("queued", 3)) == b": plexus state=queued waiting=3\n\n"
+    assert DIALECT.keepalive(Waiting("prefill")) == b": plexus state=prefill\n\n"
 
 
 def test_an_error_ends_a_stream_without_a_finish() -> None:
@@ -174,6 +175,33 @@ def test_tool_calls_in_a_stream_come_name_first() -> None:
         {"index": 1, "function": {"arguments": "{}"}},
     ]
     assert events[-2]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+PIECES = (
+    delta(extra=Extra(tool_calls=[ToolCall(0, "c0", "f")])),
+    delta(extra=Extra(tool_calls=[ToolCall(0, arguments='{"a"')])),
+    delta(extra=Extra(tool_calls=[ToolCall(0, arguments=":1}"), ToolCall(1, "c1", "g", "{")])),
+    delta(extra=Extra(tool_calls=[ToolCall(1, arguments="}")]), finish="tool_calls"),
+)
+
+
+def test_pieces_of_tool_calls_join() -> None:
+    events = streamed(a_request(), OPEN, *PIECES, END)
+    calls = [one["tool_calls"][0] for one in deltas(events) if "tool_calls" in one]
+    assert [call["index"] for call in calls] == [0, 0, 0, 1, 1, 1]
+    assert [call["function"]["arguments"] for call in calls] == ["", '{"a"', ":1}", "", "{", "}"]
+    assert [call["id"] for call in calls if "id" in call] == ["c0", "c1"]
+    whole_calls = whole(a_request(), OPEN, *PIECES)["choices"][0]["message"]["tool_calls"]
+    assert [call["function"] for call in whole_calls] == [
+        {"name": "f", "arguments": '{"a":1}'},
+        {"name": "g", "arguments": "{}"},
+    ]
+
+
+def test_finish_reasons_are_those_that_clients_know() -> None:
+    strange = delta("x", finish="exhausted")
+    assert streamed(a_request(), OPEN, strange, END)[-2]["choices"][0]["finish_reason"] == "stop"
+    assert whole(a_request(), OPEN, strange)["choices"][0]["finish_reason"] == "stop"
 
 
 def test_tool_calls_in_one_piece() -> None:

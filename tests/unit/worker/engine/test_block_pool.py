@@ -23,9 +23,9 @@ def test_released_blocks_stay_known_until_their_room_is_needed():
     pool.publish(b"b", blocks[1])
     pool.release(blocks)
     assert pool.num_free == 4
-    assert pool.match([b"a", b"b", b"c"]) == blocks
+    assert [pool.find(name) for name in (b"a", b"b", b"c")] == [*blocks, None]
     pool.allocate(3)
-    assert pool.match([b"a", b"b"]) == [blocks[0]]  # shortened from its end
+    assert [pool.find(name) for name in (b"a", b"b")] == [blocks[0], None]  # shortened from its end
 
 
 def test_matched_blocks_that_are_idle_count_against_an_allocation_beside_them():
@@ -92,11 +92,11 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 99))
     def share(self, number):
         name = sorted(self.contents)[number % len(self.contents)]
-        blocks = self.pool.match([name])
-        if blocks:
-            assert blocks == [self.contents[name]]
-            self.pool.share(blocks)
-            self.held.append(blocks)
+        block = self.pool.find(name)
+        if block is not None:
+            assert block == self.contents[name]
+            self.pool.share([block])
+            self.held.append([block])
 
     @precondition(lambda self: self.held)
     @rule(number=st.integers(0, 99))

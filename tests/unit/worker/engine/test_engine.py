@@ -1,18 +1,21 @@
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.stepping import CheckingRunner, Collected, drain, make_job, next_token
 from worker import stamp
+from worker.engine.cache_space import WindowCap
 from worker.engine.engine import Engine
-from worker.engine.errors import DeviceLost
+from worker.engine.errors import DeviceLost, OutOfMemory
 from worker.protocol import Choice, Prefilling, Submit
 
 VOCABULARY = 50
 
 
-def make_engine(*, num_blocks=40, block_tokens=4, slots=4, prefill_tokens=10, context_limit=100, **options):
-    runner = CheckingRunner(num_blocks, block_tokens, VOCABULARY)
+def make_engine(*, num_blocks=40, block_tokens=4, slots=4, prefill_tokens=10, context_limit=100, cap=None, **options):
+    runner = CheckingRunner(num_blocks, block_tokens, VOCABULARY, cap=cap)
     engine = Engine(
         runner,
         num_blocks=num_blocks,
@@ -20,6 +23,7 @@ def make_engine(*, num_blocks=40, block_tokens=4, slots=4, prefill_tokens=10, co
         slots=slots,
         prefill_tokens=prefill_tokens,
         context_limit=context_limit,
+        cap=cap,
         **options,
     )
     return engine, runner
@@ -222,6 +226,74 @@ class TestFailure:
         assert collected.ids["a", 0] == expect(prompt_of(9, ord("a")), 6)
         assert not collected.refused
 
+    def test_one_of_many_is_found_in_few_runs(self):
+        engine, runner = make_engine(slots=16, prefill_tokens=200, num_blocks=200)
+        for number in range(16):
+            engine.submit(make_job(str(number), prompt_of(9, number), 6))
+        collected = Collected()
+        collected.take(engine.step())
+        runner.poison.add(("11", 0))
+        before = len(runner.plans)
+        collected.take(engine.step())
+        assert list(collected.refused) == ["11"]
+        assert len(runner.plans) - before == 9  # all; halves, quarters, eighths and pairs, each with and without it
+        drain(engine, collected)
+        assert {name: len(ids) for name, ids in collected.ids.items() if name[0] != "11"} == {
+            (str(number), 0): 6 for number in range(16) if number != 11
+        }
+
+    def test_a_step_too_large_for_the_memory_is_divided_and_nobody_fails(self):
+        engine, runner = make_engine(prefill_tokens=40)
+        runner.memory_tokens = 12
+        for number in range(3):
+            engine.submit(make_job(str(number), prompt_of(30, number), 6))
+        collected = drain(engine)
+        assert not collected.refused
+        for number in range(3):
+            assert collected.ids[str(number), 0] == expect(prompt_of(30, number), 6)
+        assert sum(plan.num_tokens > 12 for plan in runner.plans) <= 4  # those of the first step: it learns what fits
+
+    def test_steps_grow_again_when_memory_is_back(self):
+        engine, runner = make_engine(prefill_tokens=40, context_limit=1000, num_blocks=300, speculate=False)
+        runner.memory_tokens = 12
+        engine.submit(make_job("a", prompt_of(40), 700))
+        collected = Collected()
+        collected.take(engine.step())
+        runner.memory_tokens = None
+        drain(engine, collected)
+        engine.submit(make_job("b", prompt_of(90, 5), 3))
+        drain(engine, collected)
+        assert [plan.num_tokens for plan in runner.plans[-5:]] == [40, 40, 10, 1, 1]
+
+    def test_a_row_for_which_there_is_no_memory_at_all_fails_alone(self):
+        engine, runner = make_engine()
+        engine.submit(make_job("large", prompt_of(9), 30))
+        engine.submit(make_job("small", prompt_of(5), 6))
+        collected = Collected()
+        collected.take(engine.step())
+        compute = runner.run
+
+        def run(plan):
+            if any(row.sequence.key == "large" for row in plan.rows):
+                raise OutOfMemory("none left")
+            return compute(plan)
+
+        runner.run = run
+        drain(engine, collected)
+        assert (collected.refused["large"].kind, len(collected.ids["small", 0])) == ("capacity", 6)
+        assert "none left" in collected.refused["large"].message
+
+    def test_a_full_replica_lets_jobs_wait(self):
+        """Six times what the cache holds: all come to their end."""
+        engine, _ = make_engine(num_blocks=12, slots=8)
+        for number in range(12):
+            engine.submit(make_job(str(number), prompt_of(14, number), 8))
+        step = engine.step()
+        assert (step.refused, step.waiting > 6) == ([], True)
+        collected = drain(engine)
+        assert [collected.finish[str(number), 0] for number in range(12)] == ["length"] * 12
+        assert not collected.refused
+
     def test_a_lost_device_ends_the_engine(self):
         engine, runner = make_engine()
         engine.submit(make_job("a", prompt_of(9)))
@@ -268,7 +340,8 @@ jobs = st.lists(
             "start": st.integers(0, 12),
             "length": st.integers(1, 30),
             "common": st.booleans(),
-            "max_tokens": st.integers(1, 12),
+            "max_tokens": st.integers(1, 40),
+            "owner": st.sampled_from("xy"),
             "n": st.integers(1, 3),
             "batch": st.booleans(),
             "resume": st.integers(0, 3),
@@ -278,13 +351,33 @@ jobs = st.lists(
     min_size=1,
     max_size=7,
 )
+caps = st.none() | st.builds(WindowCap, window=st.integers(2, 13), num_blocks=st.integers(6, 20))
 
 
-@settings(max_examples=60, deadline=None)
-@given(jobs=jobs, num_blocks=st.integers(10, 30), slots=st.integers(1, 5), budget=st.integers(1, 20))
-def test_whatever_comes_every_job_ends_with_its_tokens(jobs, num_blocks, slots, budget):
-    """Any mixture in a pool that is often too small: contents, budget, ends and accounts are right."""
-    engine, runner = make_engine(num_blocks=num_blocks, slots=slots, prefill_tokens=budget)
+@settings(max_examples=100, deadline=None)
+@given(
+    jobs=jobs,
+    num_blocks=st.integers(18, 40),
+    slots=st.integers(1, 5),
+    budget=st.integers(1, 20),
+    cap=caps,
+    num_host_blocks=st.sampled_from([0, 3, 30]),
+    memory_tokens=st.none() | st.integers(1, 12),
+)
+def test_whatever_comes_every_job_ends_with_its_tokens(
+    jobs, num_blocks, slots, budget, cap, num_host_blocks, memory_tokens
+):
+    """Any mixture in a cache that is often too small: contents, budget, ends and accounts are right."""
+    ticks = itertools.count()
+    engine, runner = make_engine(
+        num_blocks=num_blocks,
+        slots=slots,
+        prefill_tokens=budget,
+        cap=cap,
+        num_host_blocks=num_host_blocks,
+        clock=lambda: float(next(ticks)),  # every step takes as long, so guessing always pays
+    )
+    runner.memory_tokens = memory_tokens
     prompts, aborted, collected = {}, set(), Collected()
     for now in range(1000):
         for number, job in enumerate(jobs):
@@ -292,6 +385,7 @@ def test_whatever_comes_every_job_ends_with_its_tokens(jobs, num_blocks, slots, 
             if job["start"] == now:
                 prompts[key] = prompt_of(job["length"], 1 if job["common"] else number + 2)
                 submit = make_job(key, prompts[key], job["max_tokens"], n=job["n"], batch=job["batch"])
+                submit.owner = job["owner"]
                 resume = expect(prompts[key], min(job["resume"], job["max_tokens"] - 1))
                 submit.choices = [Choice(choice.index, resume) for choice in submit.choices]
                 engine.submit(submit)

@@ -1,15 +1,18 @@
+import itertools
+
 import pytest
 import torch
 
 from tests.support.models import make_model
-from tests.support.stepping import drain, make_job
+from tests.support.stepping import Collected, drain, make_job
 from worker.engine.engine import Engine
+from worker.engine.lookup import Lookup
 from worker.engine.runner import TorchRunner
 
 
-def make_engine(model, dtype=torch.float32) -> Engine:
+def make_engine(model, dtype=torch.float32, **options) -> Engine:
     runner = TorchRunner(model, "cpu", dtype, 64, 4)
-    return Engine(runner, num_blocks=64, block_tokens=4, slots=8, prefill_tokens=16, context_limit=200)
+    return Engine(runner, num_blocks=64, block_tokens=4, slots=8, prefill_tokens=16, context_limit=200, **options)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,59 @@ def test_sampled_streams_do_not_depend_on_the_batch_and_resume():
     job.choices[0].resume = whole[:5]
     busy.submit(job)
     assert drain(busy).ids["a", 0] == whole[5:]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "top_p": 0.9, "seed": 5},
+        {"temperature": 0.8, "top_k": 9, "min_p": 0.05, "seed": 6},
+        {"temperature": 0.9, "repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.3, "seed": 7},
+        {"temperature": 1.0, "logit_bias": {7: 3.0}, "logprobs": 3, "seed": 8},
+    ],
+    ids=lambda fields: " ".join(name for name in fields if name != "seed"),
+)
+def test_guessed_tokens_change_no_sample(fields, monkeypatch):
+    """Guesses half right: the same tokens, log probabilities and ends as one by one, for each of two choices."""
+    model = make_model("qwen3")
+    prompt = list(range(5, 30))
+
+    def run(speculate, **more):
+        ticks = itertools.count()
+        engine = make_engine(model, speculate=speculate, clock=lambda: float(next(ticks)))
+        engine.submit(make_job("a", prompt, 24, n=2, **fields, **more))
+        num_steps, collected = 0, Collected()
+        while engine.has_work:
+            collected.take(engine.step())
+            num_steps += 1
+        return collected, num_steps
+
+    plain, plain_steps = run(speculate=False)
+    known = [[*prompt, *ids] for ids in plain.ids.values()]
+
+    def guess(self, ids, count):
+        whole = next(whole for whole in known if whole[: len(ids)] == ids)
+        right = whole[len(ids) : len(ids) + count]
+        if len(ids) % 2 and right:
+            right[-1] = (right[-1] + 1) % 256
+        return tuple(right)
+
+    monkeypatch.setattr(Lookup, "find", guess)
+    guessed, guessed_steps = run(speculate=True)
+    assert guessed_steps < plain_steps
+    assert guessed.ids == plain.ids
+    for name, logprobs in plain.logprobs.items():
+        assert [one.id for one in guessed.logprobs[name]] == [one.id for one in logprobs]
+        for one, other in zip(guessed.logprobs[name], logprobs, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    # A stop token in the middle of what a step brings ends there.
+    stop = plain.ids["a", 0][11]
+    stopped, _ = run(speculate=True, stop_ids=[stop])
+    for (name, ids), finish in zip(stopped.ids.items(), stopped.finish.values(), strict=True):
+        whole = plain.ids[name]
+        assert ids == whole[: whole.index(stop) + 1 if stop in whole else None]
+        assert finish == ("stop" if stop in whole else "length")
 
 
 def test_only_the_request_that_meets_a_damaged_weight_fails():

@@ -9,6 +9,7 @@ from shared.messages import (
     Claimed,
     Delta,
     Done,
+    Extra,
     Failed,
     Item,
     Job,
@@ -116,7 +117,7 @@ def test_a_stop_string_aborts_the_choice_and_cuts_its_ids() -> None:
     table.start(job(stop=["cd"]))
     fx = table.step(out("abcdef"))
     delta, done = items(fx)
-    assert delta == Delta("j", 1, 0, 0, ids("abcd"), "ab", "stop") and isinstance(done, Done)
+    assert delta == Delta("j", 1, 0, 0, ids("abcd"), "ab", "stop", Extra(stopped="cd")) and isinstance(done, Done)
     assert fx.aborts == [("j#1", 0)]
     assert items(table.step(out("gh", 6))) == []  # the rank was already at it
 

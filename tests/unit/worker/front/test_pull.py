@@ -62,9 +62,15 @@ async def test_one_request_stands_and_a_job_ends_it() -> None:
     await f.pull.offer(4, 3)
     await f.pull.offer(4, 3)
     ((request, inbox),) = f.bus.requests
-    assert request == {"batch": 1, "expires": 3_000_000_000, "idle_heartbeat": 750_000_000, "group": "g", "priority": 3}
+    assert request == {
+        "batch": 1,
+        "expires": 6_000_000_000,
+        "idle_heartbeat": 2_500_000_000,
+        "group": "g",
+        "priority": 3,
+    }
     await f.bus.deliver(inbox)
-    assert f.jobs == [b"job"] and f.overs == 1
+    assert f.jobs == [b"job"] and f.overs == 0  # the next request is the caller's affair
     await f.pull.offer(4, 3)
     assert len(f.bus.requests) == 2 and f.bus.requests[1][1] == inbox
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker.models.errors import NotServable
-from worker.models.weights import TensorHeader, digest, read_headers
+from worker.models.weights import digest, read_headers
 
 
 def write(file: Path, tensors: dict[str, tuple[str, list[int], int]], data: bytes | None = None) -> None:
@@ -26,7 +26,11 @@ def test_headers_of_shards_in_order(tmp_path: Path) -> None:
     write(tmp_path / "model-00002-of-00002.safetensors", {"b": ("F32", [], 4)})
     weight_map = {"b": "model-00002-of-00002.safetensors", "a": "model-00001-of-00002.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert read_headers(tmp_path) == [TensorHeader("a", "BF16", (2, 3), 12), TensorHeader("b", "F32", (), 4)]
+    first, second = read_headers(tmp_path)
+    assert (first.name, first.dtype, first.shape, first.stored_bytes) == ("a", "BF16", (2, 3), 12)
+    assert (second.name, second.dtype, second.shape, second.stored_bytes) == ("b", "F32", (), 4)
+    for tensor in (first, second):
+        assert tensor.file.stat().st_size == tensor.offset + tensor.stored_bytes
     assert [tensor.num_items for tensor in read_headers(tmp_path)] == [6, 1]
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.messages import Prompt
+from tests.support.calls import join
 from tests.support.text_models import sentencepiece_tokenizer, write_model
 from worker.text.model_text import ModelText
 
@@ -37,7 +38,7 @@ def outcome(text: ModelText, prompt: Prompt, feeds: list[list[int]], stop: list[
     return (
         "".join(piece.text for piece in pieces),
         "".join(piece.reasoning for piece in pieces),
-        [call for piece in pieces for call in piece.tool_calls],
+        join(call for piece in pieces for call in piece.tool_calls),
         [piece.stopped for piece in pieces if piece.stopped is not None],
         consumed,
         stream.reasoning_tokens,
@@ -90,7 +91,7 @@ def test_a_resumed_stream_stands_where_the_lost_one_stood(texts: dict[str, Model
         rest, end = second.feed(ids[cut:]), second.finish("stop")
         assert delivered.text + rest.text + end.text == whole[0]
         assert delivered.reasoning + rest.reasoning + end.reasoning == whole[1]
-        assert [*delivered.tool_calls, *rest.tool_calls, *end.tool_calls] == whole[2]
+        assert join([*delivered.tool_calls, *rest.tool_calls, *end.tool_calls]) == whole[2]
 
 
 @pytest.mark.parametrize("prompt", [PLAIN, Prompt(text="x")], ids=["chat", "text"])

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from shared.messages import Prompt, ToolCall
+from tests.support.calls import join
 from tests.support.text_models import sentencepiece_tokenizer, write_model
 from worker.text.model_text import ModelText
-from worker.text.tools import CONVENTIONS, detect
+from worker.text.tools import CONVENTIONS, detect, named
 from worker.text.vocabulary import Vocabulary
 
 TOOLS = [
@@ -26,7 +27,8 @@ def answer(
     stream = text.stream(prompt, stop=stop or [], prompt_ids=text.encode(prompt))
     ids = [id for id in text.encode(Prompt(text=output)) if text.token_text(id) != "<s>"]
     pieces = [*(stream.feed([id]) for id in ids), stream.finish(finish)]
-    return "".join(piece.text for piece in pieces), [call for p in pieces for call in p.tool_calls], pieces[-1].finish
+    calls = join(call for piece in pieces for call in piece.tool_calls)
+    return "".join(piece.text for piece in pieces), calls, pieces[-1].finish
 
 
 def plain(calls: list[ToolCall]) -> list[tuple[int, str, Any]]:
@@ -45,7 +47,45 @@ def test_calls_between_text(texts: dict[str, ModelText]) -> None:
 def test_a_call_comes_as_soon_as_it_is_closed(texts: dict[str, ModelText]) -> None:
     text = texts["qwen3"]
     stream = text.stream(ASK, stop=[], prompt_ids=text.encode(ASK))
-    assert [call.name for call in stream.feed(text.encode(Prompt(text=CALL))).tool_calls] == ["weather"]
+    calls = join(stream.feed(text.encode(Prompt(text=CALL))).tool_calls)
+    assert plain(calls) == [(0, "weather", {"city": "Köln 🙂"})]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt(messages=ASK.messages, tools=TOOLS, parallel_tool_calls=False),
+        Prompt(messages=ASK.messages, tools=TOOLS, tool_choice="=weather"),
+    ],
+)
+def test_an_answer_of_one_call_ends_with_it(texts: dict[str, ModelText], prompt: Prompt) -> None:
+    text = texts["qwen3"]
+    first, rest = text.encode(Prompt(text=CALL)), text.encode(Prompt(text=CALL + "END"))
+    stream = text.stream(prompt, stop=["END"], prompt_ids=text.encode(prompt))
+    piece = stream.feed([*first, *rest])
+    assert piece.is_over and piece.stopped is None and piece.consumed < len(first)
+    assert plain(join(piece.tool_calls)) == [(0, "weather", {"city": "Köln 🙂"})]
+    assert stream.feed(rest).consumed == 0
+    assert (stream.finish("stop").finish, stream.finish("length").finish) == ("tool_calls", "tool_calls")
+
+
+def test_no_call_is_seen_where_none_is_allowed(texts: dict[str, ModelText]) -> None:
+    prompt = Prompt(messages=ASK.messages, tools=TOOLS, tool_choice="none")
+    assert answer(texts["qwen3"], CALL, prompt=prompt) == (CALL, [], "stop")
+
+
+def test_tools_that_a_message_shows_can_be_called(texts: dict[str, ModelText]) -> None:
+    prompt = Prompt(messages=ASK.messages, shown_tools=TOOLS)
+    assert "weather" not in texts["qwen3"].render(prompt)
+    assert [call.name for call in answer(texts["qwen3"], CALL, prompt=prompt)[1]] == ["weather"]
+
+
+def test_arguments_come_as_they_grow(texts: dict[str, ModelText]) -> None:
+    text = texts["qwen3"]
+    stream = text.stream(ASK, stop=[], prompt_ids=text.encode(ASK))
+    pieces = [piece for id in text.encode(Prompt(text=CALL)) for piece in stream.feed([id]).tool_calls]
+    assert len(pieces) > 5 and pieces[0].name == "weather"
+    assert plain(join(pieces)) == [(0, "weather", {"city": "Köln 🙂"})]
 
 
 def test_ids_are_stable_and_distinct(texts: dict[str, ModelText]) -> None:
@@ -136,7 +176,9 @@ def test_each_convention_is_found_by_its_template_or_its_tokens() -> None:
     assert detect(bare, "").name == "hermes"
     for convention in CONVENTIONS:
         marks = [mark.text for mark in convention.marks()]
-        assert detect(bare, f"{{{{ '{' '.join(marks)}' }}}}") is convention
-        assert detect(Vocabulary(sentencepiece_tokenizer("gemma", marks)), "") is convention
+        assert detect(bare, f"{{{{ '{' '.join([*marks, *convention.hints])}' }}}}") is convention
+        assert named(convention.name) is convention
+        if not convention.hints:
+            assert detect(Vocabulary(sentencepiece_tokenizer("gemma", marks)), "") is convention
     both = Vocabulary(sentencepiece_tokenizer("gemma", ["<|python_tag|>"]))
     assert detect(both, "<tool_call>…</tool_call>").name == "hermes"  # a Hermes fine-tune of Llama 3

@@ -1,4 +1,4 @@
-"""Named scenarios of placement."""
+"""Places and wishes: who is assigned what, whatever it weighs. Each test names what would go wrong otherwise."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -6,10 +6,12 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.placement.planner import Plan, View, plan
+from gateway.placement.view import Size
 from shared.records import (
     Assigned,
     AssignmentRecord,
     Device,
+    Failure,
     IntentRecord,
     ModelRecord,
     ReplicaRecord,
@@ -47,9 +49,14 @@ def view(
     workers: Iterable[WorkerRecord] = (),
     wants: Iterable[AssignmentRecord] = (),
     replicas: Iterable[ReplicaRecord] = (),
+    demand: Iterable[str] = (),
+    avoid: Iterable[tuple[str, str]] = (),
     **more: Any,
 ) -> View:
+    failures = {(at, model): Failure(model=model, reason="no", at_s=0.0, retry_at_s=9.0) for at, model in avoid}
     return View(
+        asked=dict.fromkeys(demand, 0.0),
+        failures=failures,
         models={model: a_model(model) for model in models},
         intents={intent.model: intent for intent in intents},
         workers={worker.name: worker for worker in workers},
@@ -82,7 +89,7 @@ def test_among_equals_the_most_free_memory_wins() -> None:
 def test_a_worker_without_free_memory_gets_nothing() -> None:
     decided = plan(view(["a"], [loaded("a")], [a_worker("w1", 0)]), epoch=1)
     assert decided.changes == []
-    assert decided.reasons["a"] == "no further worker can take it (0 of 1 placed)"
+    assert decided.reasons["a"] == "needs an unknown amount on cpu of w1, where 0.00 GB is free"
 
 
 def test_nothing_changes_where_everything_is_as_wanted() -> None:
@@ -104,7 +111,7 @@ def test_replicas_spread_over_workers() -> None:
 def test_more_replicas_than_workers_place_what_can_be() -> None:
     decided = plan(view(["a"], [loaded("a", replicas=5)], [a_worker("w1")]), epoch=1)
     assert assigned(decided) == {"w1": ["a"]}
-    assert decided.reasons["a"] == "on w1; no further worker can take it (1 of 5 placed)"
+    assert decided.reasons["a"] == "on w1; no further worker can take it (1 of 5 placed): it is on w1 already"
 
 
 def test_fewer_replicas_keep_the_ready_one() -> None:
@@ -155,8 +162,9 @@ def test_without_any_worker_nothing_is_written() -> None:
 
 def test_a_draining_worker_keeps_what_it_has_and_is_replaced() -> None:
     workers = [a_worker("w1", state="draining"), a_worker("w2")]
-    decided = plan(view(["a", "b"], [loaded("a"), loaded("b")], workers, [want("w1", "a")]), epoch=1)
-    assert assigned(decided) == {"w2": ["a", "b"]}
+    sizes = dict.fromkeys(["a", "b"], Size(minimum_bytes=GB, wanted_bytes=GB))
+    both = view(["a", "b"], [loaded("a"), loaded("b")], workers, [want("w1", "a")], sizes=sizes)
+    assert assigned(plan(both, epoch=1)) == {"w2": ["a", "b"]}
 
 
 def test_a_draining_worker_alone_gets_nothing() -> None:

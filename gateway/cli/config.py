@@ -1,0 +1,64 @@
+"""`plexus config`: check a catalogue, translate the settings of the system before this one."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.cli.errors import CliError
+
+app = typer.Typer(no_args_is_help=True, help="Check and translate settings files.")
+
+
+@app.command("check")
+def check(file: Annotated[Path, typer.Argument(help="A models.toml.")]) -> None:
+    """Read a catalogue as a gateway would, and say what it holds or what is wrong with it."""
+    from gateway.models_loader import read
+
+    records = read(file)
+    aliases = sum(len(record.aliases) for record in records)
+    print(f"{file} is good: {len(records)} models, {aliases} aliases")
+
+
+@app.command("import")
+def import_files(
+    files: Annotated[list[Path], typer.Argument(help="cortex.toml, models.toml or both.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory for gateway.toml and models.toml.", show_default="stdout")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+) -> None:
+    """Translate the settings of the system that this one replaces; say what has no counterpart."""
+    from gateway.cli.seed_import import translate
+    from gateway.models_file import parse
+
+    found = translate({str(file): _read(file) for file in files})
+    texts = {}
+    if found.gateway:
+        texts["gateway.toml"] = found.gateway_toml()
+    if found.models or found.aliases:
+        texts["models.toml"] = found.models_toml()
+        parse(texts["models.toml"], "the translated models.toml")
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for name, text in texts.items():
+        if out is None:
+            print(f"# {name}\n{text}")
+        else:
+            _write(out / name, text, force)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"cannot read {path}: {error}") from error
+
+
+def _write(path: Path, text: str, force: bool) -> None:
+    if path.exists() and not force:
+        raise CliError(f"{path} is there already. Choose another directory with --out, or write over it with --force.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"wrote {path}")

@@ -1,0 +1,243 @@
+"""POST /v1/responses: the body to a neutral request.
+
+Reading is pure here too: what the store knows of earlier responses comes in as a `Past`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from gateway.dialect import Dialect, StreamWriter
+from gateway.dialects import conversation, fields, openai_responses_tools, openai_sampling
+from gateway.dialects.fields import bad
+from gateway.dialects.openai_constraint import schema_constraint
+from gateway.dialects.openai_responses_answer import Notes, Stream, Whole, error_json, event_bytes
+from gateway.dialects.openai_responses_input import Input, Past
+from gateway.dialects.openai_responses_output import Form
+from gateway.dialects.parameters import Parameters
+from gateway.errors import ApiError, NotSupported, to_json
+from gateway.request import InferenceRequest, Waiting
+from shared.messages import Constraint, Prompt
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+ENCRYPTED = "reasoning.encrypted_content"
+LOGPROBS = "message.output_text.logprobs"
+MAX_INCLUDE = 32
+
+PARAMETERS = Parameters(
+    honoured={
+        "model": "an id or an alias, as GET /v1/models lists them",
+        "input": "a string, or items: see below",
+        "instructions": "a system message before everything; not kept for the next response",
+        "previous_response_id": "the conversation of that response goes before the input",
+        "tools": "function, custom and namespace; of other types, which only OpenAI's servers run, none is served",
+        "tool_choice": "auto, none, required, function, custom, allowed_tools; required calls are constrained decoding",
+        "parallel_tool_calls": "false: at most one call in an answer",
+        "text": "format text, json_object, json_schema, by constrained decoding; verbosity is ignored",
+        "reasoning": "effort, to the chat template; summary: the reasoning comes in the summary's place",
+        "include": f"{ENCRYPTED}, {LOGPROBS}; others name what is never there",
+        "max_output_tokens": "clamped to what the context leaves; reasoning counts",
+        **{name: text for name, text in openai_sampling.HONOURED.items() if name != "n"},
+        "top_logprobs": f"0 to {openai_sampling.MAX_TOP_LOGPROBS}",
+        "stream": "server-sent events",
+        "store": "default true: the response can be fetched, and continued from, until it expires",
+        "background": "true: answered at once, to be fetched later; needs store, and no stream",
+        "metadata": "up to 16 pairs of strings, given back",
+        "truncation": "disabled; the message of a 400 says by how much a prompt is too long",
+        "service_tier": "flex and batch wait behind all other requests; every other tier is the one there is",
+    },
+    ignored={
+        "user": "plexus keeps no accounts of end users",
+        "safety_identifier": "plexus keeps no accounts of end users",
+        "client_metadata": "plexus keeps no accounts of end users",
+        "prompt_cache_key": "prefixes are found by content",
+        "prompt_cache_retention": "prefixes stay as long as there is room",
+        "prompt_cache_options": "prefixes are found by content",
+        "stream_options": "nothing is obfuscated, and usage always comes",
+        "max_tool_calls": "counts tools that OpenAI's servers run, and there are none",
+        "context_management": "conversations are taken as they are",
+        "access_programs": "there is no such program",
+        "image": "only text is served",
+    },
+    refused={
+        "conversation": ((), "send previous_response_id, or the items"),
+        "prompt": ((), "there are no stored prompts; send instructions and input"),
+        "moderation": ((), "there is no model that moderates"),
+        "n": ((1,), "send one request for each answer"),
+    },
+)
+
+
+def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
+    """The request that a body means which refers to nothing stored."""
+    return read(body, Past())
+
+
+def read(body: dict[str, Any], past: Past) -> InferenceRequest:
+    """The request that a body means. Raises InvalidRequest, NotSupported or NotFound naming the field."""
+    ignored = PARAMETERS.check(body)
+    model = fields.string(body, "model")
+    if not model:
+        raise bad("model", "is required: the id of a model, as GET /v1/models lists them")
+    tools = openai_responses_tools.read(body)
+    choice = openai_responses_tools.choose(body, tools)
+    given = Input(past)
+    given.read(body)
+    template, reasoning = _reasoning(body)
+    include = _include(body)
+    parallel = fields.boolean(body, "parallel_tool_calls") is not False
+    prompt = Prompt(
+        messages=given.messages,
+        tools=tools.listed,
+        tool_choice=choice,
+        parallel_tool_calls=parallel,
+        template=template,
+    )
+    top = fields.integer(body, "top_logprobs", 0, openai_sampling.MAX_TOP_LOGPROBS)
+    has_logprobs = bool(top) or LOGPROBS in include
+    max_tokens = fields.count(body, "max_output_tokens")
+    sampling = openai_sampling.sampling(body, max_tokens=max_tokens, logprobs=(top or 0) if has_logprobs else None)
+    form, constraint = _text(body)
+    stream, stored, background = _delivery(body)
+    metadata = openai_sampling.metadata(body)
+    echo = {
+        "instructions": body.get("instructions") or None,
+        "max_output_tokens": max_tokens,
+        "parallel_tool_calls": parallel,
+        "previous_response_id": body.get("previous_response_id"),
+        "reasoning": reasoning,
+        "service_tier": "default",
+        "store": stored,
+        "background": background,
+        "temperature": sampling.temperature,
+        "text": {"format": form},
+        "tool_choice": body.get("tool_choice") or "auto",
+        "tools": tools.echo,
+        "top_logprobs": top or 0,
+        "top_p": sampling.top_p,
+        "truncation": "disabled",
+        "metadata": metadata,
+    }
+    is_summary = (reasoning["summary"] or "none") != "none"
+    return InferenceRequest(
+        model=model,
+        prompt=prompt,
+        sampling=sampling,
+        constraint=constraint,
+        job_class=openai_sampling.job_class(body),
+        metadata=metadata,
+        stream=stream,
+        include_usage=True,
+        estimate_tokens=conversation.estimate_tokens(prompt),
+        notes=Notes(
+            form=Form(tools.named, is_summary, ENCRYPTED in include, has_logprobs),
+            echo=echo,
+            items=given.items,
+            past=past.items,
+            is_stored=stored,
+            is_background=background,
+        ),
+        ignored=tuple(ignored + tools.dropped + given.dropped),
+    )
+
+
+def _delivery(body: dict[str, Any]) -> tuple[bool, bool, bool]:
+    """(stream, store, background)."""
+    stream = bool(fields.boolean(body, "stream"))
+    stored = fields.boolean(body, "store") is not False
+    background = bool(fields.boolean(body, "background"))
+    if background and not stored:
+        raise bad("background", "needs store: the answer is fetched from there")
+    if background and stream:
+        raise NotSupported(
+            "background responses are not streamed: fetch the response until its status is final.", param="stream"
+        )
+    truncation = fields.string(body, "truncation")
+    if truncation not in (None, "disabled"):
+        raise NotSupported(
+            f'truncation {truncation[:40]!r} is not supported: use "disabled", and shorten the input.',
+            param="truncation",
+        )
+    return stream, stored, background
+
+
+def _include(body: dict[str, Any]) -> set[str]:
+    given = fields.array(body, "include", MAX_INCLUDE) or []
+    return {fields.text(one, f"include[{index}]") for index, one in enumerate(given)}
+
+
+def _reasoning(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(variables of the chat template, what the answer repeats)."""
+    reasoning = fields.mapping(body, "reasoning") or {}
+    effort = fields.string(reasoning, "effort", "reasoning.")
+    summary = fields.string(reasoning, "summary", "reasoning.")
+    summary = summary or fields.string(reasoning, "generate_summary", "reasoning.")
+    if effort is not None and effort not in EFFORTS:
+        raise bad("reasoning.effort", f"must be one of {', '.join(EFFORTS)}", effort)
+    if summary not in (None, "none", "auto", "concise", "detailed"):
+        raise bad("reasoning.summary", 'must be "auto", "concise" or "detailed"', summary)
+    variables = {} if effort is None else {"enable_thinking": effort != "none", "reasoning_effort": effort}
+    return variables, {"effort": effort, "summary": summary}
+
+
+def _text(body: dict[str, Any]) -> tuple[dict[str, Any], Constraint | None]:
+    """(the format, the constraint that it means)."""
+    text = fields.mapping(body, "text") or {}
+    form = fields.mapping(text, "format", "text.") or {"type": "text"}
+    where = "text.format."
+    kind = fields.string(form, "type", where)
+    if kind == "text":
+        return form, None
+    if kind == "json_object":
+        return form, Constraint(kind="json_object")
+    if kind == "json_schema":
+        fields.string(form, "name", where)
+        fields.boolean(form, "strict", where)
+        if form.get("schema") is None:
+            raise bad(f"{where}schema", "is required: a JSON schema")
+        return form, schema_constraint(form["schema"], f"{where}schema")
+    raise NotSupported(
+        f'{where}type {(kind or "null")[:40]!r} is not supported: use "text", "json_object" or "json_schema".',
+        param=f"{where}type",
+    )
+
+
+class Responses(Dialect):
+    """The dialect as an exchange uses it."""
+
+    id_prefix = "resp_"
+    summary = "Response in the form of the Responses API, streamed, whole or in the background"
+
+    def parse(self, body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
+        """See `parse`."""
+        return parse(body, headers)
+
+    def stream(self, request: InferenceRequest, identifier: str, created: int) -> Stream:
+        """A writer of events."""
+        return Stream(request, identifier, created)
+
+    def whole(self, request: InferenceRequest, identifier: str, created: int) -> Whole:
+        """A writer of one response."""
+        return Whole(request, identifier, created)
+
+    def error_body(self, error: ApiError, request_id: str = "") -> bytes:
+        """The body of an error answer. Replicas speak of messages, which are the input here."""
+        value = orjson.loads(to_json(error))
+        if (value["error"]["param"] or "").startswith("messages"):
+            value["error"]["param"] = "input"
+        return orjson.dumps(value)
+
+    def error_event(self, error: ApiError, request_id: str = "") -> bytes:
+        """The event that ends a stream whose writer cannot."""
+        response = {"id": "resp_" + request_id.removeprefix("req_"), "object": "response", "status": "failed"}
+        response |= {"output": [], "error": error_json(error)}  # type: ignore[dict-item]
+        return event_bytes("response.failed", {"response": response})
+
+    def keepalive(self, waiting: Waiting, writer: StreamWriter | None = None) -> bytes:
+        """A numbered event: comments do not reset every client's clock."""
+        assert isinstance(writer, Stream)
+        return writer.write(waiting)
+
+
+DIALECT = Responses()

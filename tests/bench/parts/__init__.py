@@ -1,0 +1,1 @@
+"""Pieces of the engine benchmark: checkpoints, servers and peers, loads, figures."""

@@ -1,0 +1,121 @@
+"""Settings of the system before this one, translated."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.cli.app import app
+from gateway.cli.seed_import import translate
+from gateway.models_file import parse
+from shared.errors import SettingsError
+from shared.settings import GatewaySettings, load
+
+CORTEX = """
+models_config = "/etc/cortex/models.toml"
+[gateway]
+listen = "0.0.0.0:31313"
+metrics_listen = "0.0.0.0:31314"
+[eviction]
+strategy = "priority"
+defrag_after_cycles = 50
+[[neurons]]
+name = "beast"
+endpoint = "http://10.0.0.2:13131"
+[entitlements]
+require_auth = true
+"""
+
+MODELS = """
+[[models]]
+id = "Qwen/Qwen3-32B"
+harness = "candle"
+quant = "q6k"
+vram_mb = 30000
+min_devices = 2
+min_device_vram_mb = 16000
+pinned_on = ["beast"]
+limit = { context = 32768, output = 8192 }
+cost = { input = 0.5, output = 1.5, cache_write = 0.1 }
+capabilities = ["tool_call", "reasoning", "audio"]
+[[models]]
+id = "org/plain"
+harness = "candle"
+source = "lab"
+residency_priority = 5000
+colour = "red"
+[aliases]
+big = "Qwen/Qwen3-32B"
+"""
+
+
+def test_the_gateways_settings_load_after_the_translation(tmp_path: Path) -> None:
+    found = translate({"cortex.toml": CORTEX})
+    (tmp_path / "gateway.toml").write_text(found.gateway_toml())
+    settings = load(GatewaySettings, tmp_path / "gateway.toml")
+    assert settings.listen == "0.0.0.0:31313"
+    assert settings.models == "/etc/cortex/models.toml"
+    assert (settings.eviction.strategy, settings.eviction.defrag_after_cycles) == ("priority", 50)
+
+
+def test_the_catalogue_is_good_after_the_translation() -> None:
+    found = translate({"models.toml": MODELS})
+    big, plain = parse(found.models_toml(), "f")
+    assert (big.id, big.source, big.quantization, big.devices) == ("Qwen/Qwen3-32B", "Qwen/Qwen3-32B", "int8", 2)
+    assert (big.memory_floor_bytes, big.workers, big.residency) == (16000 << 20, ["beast"], 1000)
+    assert (big.context_limit, big.cost, big.aliases) == (32768, {"input": 0.5, "output": 1.5}, ["big"])
+    assert big.capabilities == {"tools": True, "reasoning": True}
+    assert (plain.source, plain.residency) == ("lab:org/plain", 1000)
+
+
+@pytest.mark.parametrize(
+    "part",
+    (
+        "plexus-worker --name beast",
+        "entitlements",
+        "no effect",
+        "vram_mb",
+        "limit.output",
+        "cache_write",
+        "'audio'",
+        "colour",
+        "5000",
+        "'lab'",
+        "'q6k'",
+    ),
+)
+def test_what_has_no_counterpart_is_named(part: str) -> None:
+    notes = translate({"cortex.toml": CORTEX, "models.toml": MODELS}).notes
+    assert any(part in note for note in notes), notes
+
+
+def test_profiles_by_name_and_the_older_list_of_hosts_are_understood() -> None:
+    found = translate({"c": '[[nodes]]\nname = "old"\nvram_mb = 1\n[profiles."org/x"]\nmin_devices = 1\n'})
+    assert found.models == [{"id": "org/x", "source": "org/x", "devices": 1, "residency": 100}]
+    assert "old" in found.notes[0]
+
+
+def test_a_file_of_another_kind_is_refused() -> None:
+    with pytest.raises(SettingsError, match="not valid TOML"):
+        translate({"x": "{"})
+    with pytest.raises(SettingsError, match="old system"):
+        translate({"x": "[[models]]\nid = 'a'\nlimit = 3\n"})
+
+
+def test_the_command_writes_both_files_once(tmp_path: Path) -> None:
+    (tmp_path / "cortex.toml").write_text(CORTEX)
+    (tmp_path / "models.toml").write_text(MODELS)
+    arguments = ["config", "import", str(tmp_path / "cortex.toml"), str(tmp_path / "models.toml")]
+    out = tmp_path / "new"
+    result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert tomllib.loads((out / "models.toml").read_text())["aliases"] == {"big": "Qwen/Qwen3-32B"}
+    again = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+    assert again.exit_code != 0
+
+
+def test_the_check_names_models_and_errors(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text('[[model]]\nid = "a"\nsource = "org/a"\n[aliases]\nb = "a"\n')
+    result = CliRunner().invoke(app, ["config", "check", str(tmp_path / "m.toml")])
+    assert "1 models, 1 aliases" in result.output
