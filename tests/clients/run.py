@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 from tests.clients.report import PROPERTY, Row
 
@@ -38,12 +36,13 @@ class Collector:
                 self.rows[row] = max(result, self.rows.get(row, "ok"), key=RESULTS.index)
 
 
-def table(rows: dict[Row, str]) -> Table:
-    """The rows by client."""
-    made = Table("client", "version", "surface", "what was done", "played by", "result")
+def table(rows: dict[Row, str]) -> str:
+    """The rows by client, in Markdown."""
+    lines = ["| client | version | surface | what was done | played by | result |", "|---|---|---|---|---|---|"]
     for row, result in sorted(rows.items(), key=lambda one: (one[0].client.lower(), one[0].surface, one[0].did)):
-        made.add_row(row.client, row.version, row.surface, row.did, row.model, result)
-    return made
+        cells = (row.client, row.version, row.surface, row.did, row.model, result)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -51,9 +50,7 @@ def main() -> int:
     collector = Collector()
     arguments = [str(FOLDER), "-m", "slow or not slow", "-q", "-p", "no:cacheprovider", *sys.argv[1:]]
     status = pytest.main(arguments, plugins=[collector])
-    console = Console(width=150)
-    console.print(table(collector.rows))
-    console.print(f"{time.strftime('%Y-%m-%d')}, {platform.system()} {platform.machine()}, {len(collector.rows)} rows")
+    print(f"\n{time.strftime('%Y-%m-%d')}, {platform.system()} {platform.machine()}\n\n{table(collector.rows)}")
     return int(status)
 
 

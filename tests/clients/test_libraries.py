@@ -4,6 +4,7 @@ Each streams an answer, has a tool called and hands in its result, and gets an o
 library's own means. `programs/` holds what runs there; each program prints what it got.
 """
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from gateway.cli.intents import put_intent, put_model
+from gateway.cli.intents import demo_model, put_intent, put_model
 from shared.bus import Bus
 from shared.fleet import Fleet
 from shared.records import IntentRecord, ModelRecord
@@ -205,11 +207,15 @@ def test_llm(demo: FleetProcess, tell: Tell, tmp_path: Path) -> None:
     check_object(json.loads(ask("--schema", json.dumps(schema), "What is the capital of France?")))
 
 
-def test_llm_with_its_anthropic_plugin(demo: FleetProcess, tell: Tell, tmp_path: Path) -> None:
-    tell(client="llm-anthropic", version=PYTHON["llm"]["llm-anthropic"], surface="messages", did="streamed", model=DEMO)
-    named = run(
-        demo, environment("llm") / "llm", "-m", "claude-sonnet-4.5", "What is the capital of France?",
+async def test_llm_with_its_anthropic_plugin(demo: FleetProcess, tell: Tell, tmp_path: Path) -> None:
+    did = "streamed, from a model of the plugin's list as an alias"
+    tell(client="llm-anthropic", version=PYTHON["llm"]["llm-anthropic"], surface="messages", did=did, model=DEMO)
+    async with await Bus.connect(demo.bus_settings(), kind="cli", ident="test") as bus, Fleet(bus) as view:
+        await put_model(bus, msgspec.structs.replace(demo_model(), aliases=["claude-sonnet-4-5"]))
+        await view.wait_for(lambda view: any(r.state == "ready" for r in view.replicas_of(MODEL)), timeout_s=60)
+    told = await asyncio.to_thread(
+        run, demo, environment("llm") / "llm", "-m", "claude-sonnet-4.5", "What is the capital of France?",
         LLM_USER_PATH=str(tmp_path), HOME=str(tmp_path), ANTHROPIC_API_KEY="any",
         ANTHROPIC_BASE_URL=demo.api.removesuffix("/v1"),
     )  # fmt: skip
-    assert named.strip() == "The capital of France is Paris."
+    assert told.strip() == "The capital of France is Paris."

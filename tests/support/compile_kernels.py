@@ -1,4 +1,4 @@
-"""``python -m tests.support.compile_kernels CAPABILITY``: compile every Triton kernel for a device that is not there."""
+"""``python -m tests.support.compile_kernels CAPABILITY``: compile all Triton kernels for a device that is not there."""
 
 import os
 import sys

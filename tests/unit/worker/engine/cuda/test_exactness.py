@@ -16,8 +16,10 @@ from worker.protocol import Choice
 
 BLOCK = 4
 NEW = 14
-CASES = [(model_type, "fast") for model_type in FAMILIES]
-CASES += [(model_type, "generic") for model_type in ("qwen3", "gpt_oss", "gpt2", "gemma2")]
+OFTEN = [("qwen3", "fast"), ("gemma3_text", "fast"), ("gpt_oss", "generic")]  # full, sliding, both; sinks and experts
+ALL = [(model_type, "fast") for model_type in FAMILIES]
+ALL += [(model_type, "generic") for model_type in ("qwen3", "gpt_oss", "gpt2", "gemma2")]
+CASES = [pytest.param(case, id="-".join(case), marks=() if case in OFTEN else pytest.mark.slow) for case in ALL]
 
 
 def make_prompt(length: int, seed: int = 0) -> list[int]:
@@ -25,7 +27,7 @@ def make_prompt(length: int, seed: int = 0) -> list[int]:
     return torch.randint(2, 250, (length,), generator=generator).tolist()
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES)
 def case(request):
     return request.param
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from worker.engine.cuda import attention, choosing, operations
+from worker.engine.cuda.linears import quantize
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with torch for CUDA, or by itself")
 
@@ -52,11 +53,11 @@ def test_attention(variant, is_split, kind, monkeypatch):
     assert attention._try("triton", replace(kind, **VARIANTS[variant])) is None
 
 
-@pytest.mark.parametrize("vocab_size", [50, 131, 300])
-def test_sampler(vocab_size, device, monkeypatch):
+@pytest.mark.parametrize(("vocab_size", "block", "blocks"), [(50, 32, 2), (131, 64, 1)])
+def test_sampler(vocab_size, block, blocks, device, monkeypatch):
     """Vocabularies within one program, and over several with a last one that is not full."""
-    monkeypatch.setattr(triton_sampler, "_BLOCK", 32)
-    monkeypatch.setattr(triton_sampler, "_BLOCKS", 2)
+    monkeypatch.setattr(triton_sampler, "_BLOCK", block)
+    monkeypatch.setattr(triton_sampler, "_BLOCKS", blocks)
     assert choosing.agrees(triton_sampler.TritonChoose(), device, vocab_size)
 
 
@@ -76,5 +77,8 @@ def test_sampler_with_what_is_no_number(device, monkeypatch):
 def test_rows_in_fp8(device):
     x = torch.randn(3, 72, generator=torch.Generator().manual_seed(1)).to(device)
     narrow, scales = triton_operations.quantize_rows(x, torch.float8_e4m3fn)
-    error = (narrow.float() * scales - x).norm() / x.norm()
-    assert error < 0.05
+    expected, expected_scales = quantize(x, use_triton=False)
+    torch.testing.assert_close(scales, expected_scales)
+    # The interpreter loses the carry where rounding reaches the next power of two; a device has no such numbers.
+    num_other = int((narrow.float() != expected.float()).sum())
+    assert num_other <= (4 if device.type == "cpu" else 1)
