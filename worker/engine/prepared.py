@@ -32,7 +32,7 @@ from worker.engine.probe import LayerShape, probe
 from worker.engine.surgery import operate
 
 _log = log.get(__name__)
-QUANTIZATIONS = ("", "int8", "int4", "fp8")  # fp8 is for CUDA devices: left out elsewhere, with a log line
+QUANTIZATIONS = ("", "int8", "int4", "fp8")
 
 
 class Computes(Protocol):
@@ -78,6 +78,11 @@ class PathChoice:
             raise ValueError(f"path must be fast or generic, not {choice.path!r}")
         if choice.quantization not in QUANTIZATIONS:
             raise ValueError(f"quantization must be int8, int4, fp8 or empty, not {choice.quantization!r}")
+        if choice.quantization == "fp8":
+            _log.warning(
+                "quantization.left_out", kind="fp8", reason="it is for CUDA devices; the weights stay as they are"
+            )
+            return replace(choice, quantization="")
         return choice
 
     @property

@@ -37,9 +37,12 @@ class CudaChoice:
         ways = tuple([ways] if isinstance(ways, str) else ways)
         if strange := set(ways) - set(WAYS):
             raise ValueError(f"attention must be of {', '.join(WAYS)}, not {', '.join(sorted(strange))}")
+        path = str(options.get("path", "fast"))
+        if path not in ("fast", "generic"):
+            raise ValueError(f"path must be fast or generic, not {path!r}")
         has_triton = bool(options.get("triton", True))
         return CudaChoice(
-            path=str(options.get("path", "fast")),
+            path=path,
             attention=ways if has_triton else tuple(way for way in ways if way != "triton"),
             has_triton=has_triton,
             has_graphs=bool(options.get("graphs", True)),
