@@ -192,6 +192,7 @@ async def test_pings_come_while_it_waits(broker: EmbeddedBroker, bus: Bus) -> No
     async with running_gateway(broker, accept_wait_s=0.05, keepalive_s=0.1) as gateway:
         body = {"model": MODEL, "max_tokens": 2, "messages": HI, "stream": True}
         async with gateway.http.stream("POST", "/v1/messages", json=body) as response:
+            assert response.status_code == 200, await response.aread()
             lines = response.aiter_lines()
             early = [await anext(lines) for _ in range(10)]
             assert early.count("event: ping") >= 2

@@ -99,7 +99,7 @@ async def _until_blank(lines: AsyncIterator[str]) -> AsyncIterator[str]:
 async def streaming(gateway: Running, surface: Surface, num_tokens: int) -> AsyncIterator[Frames]:
     """The frames of a stream."""
     async with gateway.http.stream("POST", surface.path, json=surface.asked(num_tokens)) as response:
-        assert response.status_code == 200
+        assert response.status_code == 200, await response.aread()
         yield Frames(response.aiter_lines())
 
 
