@@ -32,6 +32,8 @@ def naive_plan(view: View, epoch: int, *, claim: bool = False) -> Plan:
 
 def _load_on_miss(draft: Draft, model: ModelRecord) -> None:
     found = search.survey(draft, model)
+    if not found.candidates or rules.is_unsized(draft.view, model, found.candidates[0].wanted):
+        return
     if room := search.room_now(draft, model, found):
         draft.assign(room.candidate.name, model, [site.device.id for site in room.sites], room.bytes, "a miss")
         draft.decide("assigned", model.id, room.candidate.name, "a miss")

@@ -6,19 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gateway.cli import events
 from shared.fleet import Fleet
 from shared.records import EventRecord, ModelRecord, ReplicaRecord
 from tests.support.separate_fleet import GATEWAY, SeparateFleet, models_toml
+from tests.support.synthetic import synthetic_model, write_synthetic
 from tests.support.tiny import make_checkpoint
 from tests.support.traffic import Arrival, Tally, drive, trace
 
 MB = 1 << 20
 MODELS = [f"model-{number}" for number in range(10)]
-MODEL_BYTES = 680 * MB  # a little over what is reserved for each of them
-WORKERS = {"small": MODEL_BYTES, "middle": 2 * MODEL_BYTES, "large": 3 * MODEL_BYTES}
+MODEL_BYTES = {"torch": 680 * MB, "synthetic": 260 * MB}  # a little over what is reserved for each of them
+WORKERS = {"small": 1, "middle": 2, "large": 3}  # models that each has memory for
 NAIVE = (sys.executable, "-P", "-m", "tests.support.naive_planner")
 SETTINGS: dict[str, Any] = {
     "placement": {"starvation_bound_s": 10.0, "scale_up_after_s": 600.0},
@@ -71,25 +72,36 @@ def run(
     seconds: float,
     per_s: float,
     is_naive: bool = False,
+    backend: Literal["torch", "synthetic"] = "torch",
     seed: int = 1,
+    phase_s: float = 20.0,
+    steepness: float = 1.5,
     say: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Make ten small checkpoints and a fleet, fill it, send a trace of arrivals, and look at what came of it."""
-    records = []
-    for number, model in enumerate(MODELS):
-        path = make_checkpoint(folder / model, seed=number)
-        records.append(ModelRecord(id=model, source=str(path)))
+    """Make ten small models and a fleet, fill it, send a trace of arrivals, and look at what came of it.
+
+    Models of the back end torch have weights; the others load within a second or two.
+    """
+    if backend == "torch":
+        paths = [make_checkpoint(folder / model, seed=number) for number, model in enumerate(MODELS)]
+        records = [ModelRecord(id=model, source=str(path)) for model, path in zip(MODELS, paths, strict=True)]
+    else:
+        path = write_synthetic(folder / "model")
+        records = [synthetic_model(model, path, tokens_per_s=100.0) for model in MODELS]
     (folder / "models.toml").write_text(models_toml(records))
+    arrivals = trace(MODELS, seconds, per_s=per_s, seed=seed, phase_s=phase_s, steepness=steepness)
     with SeparateFleet(folder / "fleet") as fleet:
         program = NAIVE if is_naive else GATEWAY
         for _ in range(2):
             fleet.gateway(program, models=str(folder / "models.toml"), **SETTINGS)
-        for name, memory in WORKERS.items():
-            fleet.worker(name, memory, cores=1, slots=4, prefill_tokens=64, enforce_memory=True)
+        for name, room in WORKERS.items():
+            memory = room * MODEL_BYTES[backend]
+            standby = backend == "torch"
+            fleet.worker(name, memory, cores=1, slots=4, prefill_tokens=64, enforce_memory=True, standby=standby)
         for process in (*fleet.gateways, *fleet.workers.values()):
             process.started()
         say("started")
-        return asyncio.run(_measure(fleet, trace(MODELS, seconds, per_s=per_s, seed=seed, steepness=1.5), say))
+        return asyncio.run(_measure(fleet, arrivals, say))
 
 
 async def _measure(fleet: SeparateFleet, arrivals: list[Arrival], say: Callable[[str], None]) -> Report:
@@ -105,10 +117,11 @@ async def _measure(fleet: SeparateFleet, arrivals: list[Arrival], say: Callable[
         records.on_change(look)
         apis = [one.url for one in fleet.gateways]
         # Full first, so that only what is displaced counts.
-        filling = [Arrival(0.0, model, 4, stream=False) for model in MODELS[: len(WORKERS) * 2]]
+        filling = [Arrival(0.0, model, 4, stream=False) for model in MODELS[: sum(WORKERS.values())]]
         assert (await drive(apis, filling)).problems == []
         say("full")
         full_at = time.time()
         tally = await drive(apis, arrivals)
         found = await events.read(bus, full_at)
-        return Report(tally, found, {name: (most[name], WORKERS[name]) for name in WORKERS})
+        totals = {name: records.workers[name].devices[0].total_bytes for name in WORKERS}
+        return Report(tally, found, {name: (most[name], total) for name, total in totals.items()})

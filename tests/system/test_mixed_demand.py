@@ -14,10 +14,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_no_request_fails_in_two_minutes(tmp_path: Path) -> None:
-    report = run(tmp_path, seconds=120.0, per_s=3.0)
+    # Two cores import what a rank needs in some ten seconds; more misses than this would only lengthen the queue.
+    report = run(tmp_path, seconds=120.0, per_s=2.0, phase_s=30.0, steepness=2.5)
     assert report.problems == []
     assert report.statuses == {200}
-    assert report.num_requests > 250
+    assert report.num_requests > 180
     assert report.refusals == []
     assert report.num_swaps > 5, "demand that fits shows nothing"
     assert all(0 < most <= total for most, total in report.most_of_total.values())
