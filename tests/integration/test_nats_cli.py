@@ -185,7 +185,7 @@ async def test_a_pinned_model_is_not_displaced(nats: NatsCli, fleet: Fleet, runn
     assert "unload if idle third" in steps[0]
     assert not any("second" in step for step in steps)
     await nats.kv_purge("plan", "intent.second")
-    assert (await asyncio.to_thread(ask, url, MODELS[0])).status_code == 200
+    await until(fleet, lambda fleet: "second" not in fleet.intents)
 
 
 @pytest.mark.parametrize(
