@@ -81,6 +81,27 @@ class Catalogue:
         """The best state among the replicas of a model, by its id."""
         return _state(self._fleet.replicas_of(model))
 
+    def progress(self, model: str) -> str:
+        """How far the load of a model is that began first, such as ``loading on w1: read 43 %``; empty: none is."""
+        loading = [one for one in self._fleet.replicas_of(model) if one.state == "loading"]
+        if not loading:
+            return ""
+        first = min(loading, key=lambda one: one.since_s)
+        share = f" {100 * first.done_bytes // first.total_bytes} %" if first.total_bytes else ""
+        detail = f": {first.stage}{share}" if first.stage else ""
+        return f"loading on {first.worker}{detail}{f' ({first.reason})' if first.reason else ''}"
+
+    def running(self, model: str) -> int:
+        """Jobs that run on its replicas now."""
+        return sum(one.running for one in self._fleet.replicas_of(model))
+
+    def occupancy(self, model: str) -> str:
+        """Why a job waits although replicas are ready: they are full. Empty when they have room."""
+        ready = [one for one in self._fleet.replicas_of(model) if one.state == "ready"]
+        taken, slots = sum(one.running + one.waiting for one in ready), sum(one.slots for one in ready)
+        where = ", ".join(sorted({one.worker for one in ready}))
+        return f"{taken} jobs are before it on {where}" if slots and taken >= slots else ""
+
     def load_left_s(self, model: str) -> float | None:
         """Seconds until a replica is likely to be ready, by how long earlier loads took; None: ready, or unknown."""
         replicas = self._fleet.replicas_of(model)

@@ -77,6 +77,7 @@ class Demand:
                     log.warning("demand.undecodable", model=model, error=str(error))
                 return
             log.warning("demand.unheard", model=model)
+            self._words[model] = Ensured("waiting", "no gateway leads placement at this moment")
         finally:
             self._asking.discard(model)
 

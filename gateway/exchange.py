@@ -52,6 +52,7 @@ class Services:
     accept_wait_s: float
     counter: Counter
     background: Background
+    waits: waiting.Waits
 
 
 def request_id(job_id: str) -> list[tuple[bytes, bytes]]:
@@ -81,7 +82,7 @@ class Exchange:
             model = request.model
             record = self._services.catalogue.require(model, request.task)
             self._submit(request, record.id)
-            if self._services.catalogue.state(record.id) == "cold":
+            if self._services.catalogue.state(record.id) not in ("ready", "loading"):
                 self._services.demand.ask(record.id)
             await self._serve(request, receive, send)
         except bodies.ClientGone:
@@ -166,7 +167,7 @@ class Exchange:
     def _sign_of_life(self) -> None:
         """Accepted or not, the client shall see that its request lives."""
         flight = self._flights[0]
-        flight.keep_alive(waiting.describe(flight, self._services.catalogue), self._services.dispatcher.clock())
+        flight.keep_alive(self._services.waits.of(flight), self._services.dispatcher.clock())
 
     def _written(self, writer: StreamWriter, events: list[Event]) -> bytes:
         keepalive = self._dialect.keepalive

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from shared import sources
 from shared.errors import CatalogueError
 from shared.records import ModelRecord
 
@@ -20,7 +21,6 @@ MAX_MODELS = 1000
 
 _INTERNAL = ("v", "created_s", "origin", "aliases")
 KEYS = tuple(one for one in ModelRecord.__struct_fields__ if one not in _INTERNAL)
-SOURCE = re.compile(r"/.*|(?:[a-z][a-z0-9_-]*:)?[\w.-]+/[\w.-]+")
 _NAME = re.compile(r"[\w.][\w./:@+-]{0,200}")
 _TOML_LINE = re.compile(r"\(at line (\d+)")
 _FIELD = re.compile(r" - at `\$\.?(\w*)")
@@ -109,7 +109,7 @@ class _Reader:
 
         if not _NAME.fullmatch(record.id):
             refuse("id", "is no model id", "use letters, digits and . _ / : @ + -")
-        if not SOURCE.fullmatch(record.source):
+        if not sources.PATTERN.fullmatch(record.source):
             refuse(
                 "source", "is no source", 'name a hub repository "org/name", a mirror\'s "scheme:org/name" or a path'
             )

@@ -1,4 +1,4 @@
-"""This gateway's record in the fleet: written each second, expiring when the writing stops."""
+"""This gateway's record in the fleet: written every two seconds, expiring when the writing stops."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from shared.bus import Bus
 from shared.errors import BusError
 from shared.kv import Bucket
 from shared.messages import encode
-from shared.records import HEARTBEAT_S, RECORD_TTL_S, GatewayRecord
+from shared.records import RECORD_TTL_S, RENEW_S, GatewayRecord
 
 log = logs.get(__name__)
 
@@ -40,7 +40,7 @@ class Presence:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(RENEW_S)
             await self._write()
 
     async def _write(self) -> None:

@@ -53,6 +53,7 @@ class Waiting:
     state: str
     ahead: int | None = None  # jobs before this one in the queue, at most
     estimate_s: float | None = None  # until it begins, as far as can be told
+    reason: str = ""  # what it waits for, in one line
 
 
 @dataclass(frozen=True, slots=True)

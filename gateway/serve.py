@@ -20,6 +20,7 @@ from gateway.counting import Counter
 from gateway.demand import Demand
 from gateway.dispatch import Dispatcher
 from gateway.exchange import Services
+from gateway.flight import Flight
 from gateway.health import Health
 from gateway.metrics import Metrics
 from gateway.models_loader import ModelsLoader
@@ -29,7 +30,7 @@ from gateway.responses.background import Background
 from gateway.responses.store import Store
 from gateway.service import service
 from gateway.supervise import Supervisor
-from gateway.waiting import describe
+from gateway.waiting import Waits
 from gateway.whereabouts import Whereabouts
 from shared import log as logs
 from shared import names, topology
@@ -70,11 +71,18 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
             dispatcher = Dispatcher(bus, settings, gateway_id, counts)
             stack.push_async_callback(dispatcher.close)
             await dispatcher.start()
-            supervisor = Supervisor(bus, dispatcher, settings, lambda flight: describe(flight, catalogue))
+            demand = Demand(bus, dispatcher, catalogue)
+            waits = Waits(catalogue, demand.word)
+            supervisor = Supervisor(bus, dispatcher, settings, waits.of)
             stack.push_async_callback(supervisor.close)
             await supervisor.start()
             whereabouts = Whereabouts(bus, dispatcher, gateway_id)
-            dispatcher.on_end = whereabouts.ended
+
+            def on_end(flight: Flight) -> None:
+                whereabouts.ended(flight)
+                waits.ended(flight)
+
+            dispatcher.on_end = on_end
             stack.push_async_callback(whereabouts.close)
             await whereabouts.start()
             placer = Leader(bus, fleet, gateway_id, placement=settings.placement, eviction=settings.eviction)
@@ -85,7 +93,6 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
             card = service(bus, gateway_id, socket.gethostname(), url_of(public), dispatcher)
             stack.push_async_callback(card.close)
             await card.start()
-            demand = Demand(bus, dispatcher, catalogue)
             stack.push_async_callback(demand.close)
             demand.start()
             background = Background(bus, fleet, gateway_id, Store(bus))
@@ -100,6 +107,7 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
                 accept_wait_s=settings.accept_wait_s,
                 counter=Counter(bus, fleet),
                 background=background,
+                waits=waits,
             )
             http = app.build(services, Health(gateway_id, bus, fleet, catalogue), own_version())
             servers = [(_server(http), public), (_server(_metrics_app(counts)), private)]

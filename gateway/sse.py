@@ -29,7 +29,8 @@ def error(problem: ApiError) -> bytes:
 
 
 def comment(waiting: Waiting) -> bytes:
-    """A keep-alive that clients skip and people can read: state, jobs ahead, and seconds until it begins."""
+    """A keep-alive that clients skip and people can read: state, jobs ahead, seconds until it begins, and why."""
     ahead = b"" if waiting.ahead is None else b" waiting=%d" % waiting.ahead
     estimate = b"" if waiting.estimate_s is None else b" estimate_s=%d" % waiting.estimate_s
-    return b": plexus state=%s%s%s\n\n" % (waiting.state.encode(), ahead, estimate)
+    reason = b" reason=%s" % waiting.reason.encode() if waiting.reason else b""
+    return b": plexus state=%s%s%s%s\n\n" % (waiting.state.encode(), ahead, estimate, reason)

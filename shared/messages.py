@@ -40,6 +40,7 @@ class Sampling(Struct, omit_defaults=True, kw_only=True):
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; k ≥ 0: of the chosen token and of the k most likely
+    thinking_budget: int | None = None  # tokens of reasoning, after which it is ended; None: as many as the model likes
 
 
 class Constraint(Struct, omit_defaults=True, kw_only=True):
@@ -58,6 +59,9 @@ class Prompt(Struct, omit_defaults=True, kw_only=True):
     tool_choice: str = "auto"  # auto, none (shown, but not to be called), required, or =<name> of the one to call
     parallel_tool_calls: bool = True  # False: at most one call in an answer
     template: dict[str, Any] = {}  # further variables of the chat template (enable_thinking …)
+    continue_final: bool = False  # the last message is the beginning of the answer, which goes on from there
+    freeform: dict[str, Constraint] = {}  # by tool: what its one argument, the text `input`, must match
+    shorten: bool = False  # leave out the oldest messages rather than refuse a prompt that is too long
     text: str | None = None
     ids: list[int] | None = None
 

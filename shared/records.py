@@ -3,8 +3,8 @@
 | key | record | writer |
 |---|---|---|
 | fleet `worker.<name>` | WorkerRecord | the host's agent, every second; expires after 5 s |
-| fleet `replica.<id>` | ReplicaRecord | the host's agent, every second and on change; expires after 5 s |
-| fleet `gw.<id>` | GatewayRecord | the gateway, every second; expires after 5 s |
+| fleet `replica.<id>` | ReplicaRecord | the host's agent, on change and every two seconds; expires after 5 s |
+| fleet `gw.<id>` | GatewayRecord | the gateway, every two seconds; expires after 5 s |
 | fleet `lease.placer` | LeaseRecord | the placement leader; expires after 3 s |
 | plan `model.<slug>` | ModelRecord | gateways (from the catalogue) |
 | plan `intent.<slug>` | IntentRecord | operators |
@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 
 VERSION = 1
 HEARTBEAT_S = 1.0
+RENEW_S = 2.0  # a record that says nothing new: twice within its lifetime
 RECORD_TTL_S = 5
 LEASE_TTL_S = 3
 LEASE_RENEW_S = 1.0

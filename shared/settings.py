@@ -10,12 +10,13 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
+from shared import sources
 from shared.errors import SettingsError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -97,6 +98,17 @@ class GatewaySettings(_ProcessSettings):
     log_level: LogLevel = "info"
 
 
+class SourceSettings(BaseModel):
+    """A hub beside the usual one, for models whose source names it: ``scheme:org/name``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str = Field(pattern=r"https?://.+")  # speaks what a Hugging Face hub speaks
+    token: str = Field(default="", repr=False)
+    token_file: str = ""  # in place of `token`
+    cache_dir: str = ""  # empty: a folder of its own in the cache of the usual hub
+
+
 class WorkerSettings(_ProcessSettings):
     """The agent of a host."""
 
@@ -115,6 +127,15 @@ class WorkerSettings(_ProcessSettings):
     standby: bool = True  # one spare replica with everything imported, so that a load begins at once
     enforce_memory: bool = False  # a rank on the CPU that takes more than it was granted fails
     log_level: LogLevel = "info"
+    sources: dict[str, SourceSettings] = {}  # mirrors, by the scheme that sources name them with
+
+    @field_validator("sources")
+    @classmethod
+    def _are_schemes(cls, value: dict[str, SourceSettings]) -> dict[str, SourceSettings]:
+        for name in value:
+            if not sources.is_scheme(name):
+                raise ValueError(f"{name!r} is no scheme: use small letters, digits, '_' and '-', and not huggingface")
+        return value
 
     @field_validator("state_dir")
     @classmethod
@@ -235,6 +256,11 @@ def _refuse_unknown(model: type[BaseModel], layer: Mapping[str, Any], source: st
         inner = known[key].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
             _refuse_unknown(inner, value, source, f"{where}{key}.")
+        named = get_args(inner)[1:]  # tables by name: dict[str, …]
+        if named and isinstance(named[0], type) and issubclass(named[0], BaseModel) and isinstance(value, Mapping):
+            for name, table in value.items():
+                if isinstance(table, Mapping):
+                    _refuse_unknown(named[0], table, source, f"{where}{key}.{name}.")
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,15 @@ class Sample(Struct, omit_defaults=True, kw_only=True):
     logprobs: int | None = None
 
 
+class Thinking(Struct, omit_defaults=True, kw_only=True):
+    """A bound on the reasoning of each choice: when it is spent, the rank writes `closing` and the model goes on."""
+
+    budget: int  # tokens, the marks in the output included
+    opening: list[int]  # begins a block
+    closing: list[int]  # ends it; by the first of them the model itself ends one
+    is_open: bool = False  # the prompt ends within a block
+
+
 class Choice(Struct, array_like=True):
     """One choice of a job and what was generated of it before."""
 
@@ -128,6 +137,7 @@ class Submit(Struct, tag="submit", kw_only=True):
     sample: Sample
     batch_class: bool = False  # behind every interactive job
     grammar: str = ""  # in the constraint library's own form; already found to compile
+    thinking: Thinking | None = None  # how much reasoning there may be; None: as much as the model likes
     owner: str = ""  # whose share of the engine it takes: jobs of different owners take turns
 
 

@@ -2,7 +2,6 @@
 
 import getpass
 import importlib.util
-import re
 import socket
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.cli.errors import CliError, UnknownModel
-from shared import names
+from shared import names, sources
 from shared.bus import Bus
 from shared.fleet import Fleet
 from shared.kv import Bucket
@@ -18,7 +17,6 @@ from shared.records import IntentRecord, ModelRecord
 
 BY_UP = "plexus up"
 DEMO = "plexus-demo"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def demo_model() -> ModelRecord:
@@ -33,7 +31,8 @@ def demo_model() -> ModelRecord:
 
 
 def named_model(text: str) -> ModelRecord:
-    """The model that an argument means: a directory with config.json (its name becomes the id), or a hub id.
+    """The model that an argument means: a directory with config.json (its name becomes the id), or a repository, with
+    the scheme of a mirror or without.
 
     Raises UnknownModel for anything else.
     """
@@ -45,7 +44,7 @@ def named_model(text: str) -> ModelRecord:
         return ModelRecord(id=path.name, source=str(path), created_s=time.time())
     if text == DEMO:
         return demo_model()
-    if _HUB_ID.fullmatch(text) and not text.startswith((".", "/", "~")):
+    if sources.PATTERN.fullmatch(text) and not text.startswith((".", "/", "~")):
         return ModelRecord(id=text, source=text, created_s=time.time())
     raise UnknownModel(text, [DEMO])
 

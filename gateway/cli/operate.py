@@ -22,7 +22,8 @@ from shared.records import IntentRecord
 from shared.settings import BusSettings
 
 LOOK_S = 0.2  # how often a waiting command looks again, for what changes without a record
-ASK_S = 2.0  # how often it asks the placement leader for a reason
+ASK_S = 2.0  # how often it asks the placement leader for a reason, and how long it waits for one
+MAX_ASKED = 20  # models whose reasons a status asks for
 
 
 @asynccontextmanager
@@ -35,6 +36,7 @@ async def connected(settings: BusSettings) -> AsyncIterator[tuple[Bus, Fleet]]:
 async def snapshot(settings: BusSettings) -> Snapshot:
     """The fleet as it is now."""
     async with connected(settings) as (bus, fleet):
+        jobs = await backlog(bus)
         return Snapshot(
             workers=dict(fleet.workers),
             replicas=dict(fleet.replicas),
@@ -42,8 +44,27 @@ async def snapshot(settings: BusSettings) -> Snapshot:
             models=dict(fleet.models),
             intents=dict(fleet.intents),
             wants=dict(fleet.wants),
-            backlog=await backlog(bus),
+            backlog=jobs,
+            reasons=await _reasons(bus, fleet, jobs),
         )
+
+
+async def _reasons(bus: Bus, fleet: Fleet, jobs: dict[str, Backlog]) -> dict[str, str]:
+    """Why models are not there that jobs wait for or that somebody wants loaded: asked without any effect."""
+    wanted = {model for model, one in jobs.items() if one.queued}
+    wanted |= {model for model, intent in fleet.intents.items() if intent.want == "loaded"}
+    missing = [model for model in sorted(wanted & fleet.models.keys()) if not fleet.replicas_of(model)]
+    answers = await asyncio.gather(*(_explained(bus, model) for model in missing[:MAX_ASKED]))
+    return {model: reason for model, reason in zip(missing, answers, strict=False) if reason}
+
+
+async def _explained(bus: Bus, model: str) -> str:
+    try:
+        request = messages.encode(messages.Explain(model))
+        answer = await bus.request(names.PLACER_EXPLAIN, request, timeout_s=ASK_S)
+        return msgspec.json.decode(answer, type=messages.Explained).reason
+    except (BusError, msgspec.DecodeError):
+        return ""
 
 
 async def backlog(bus: Bus) -> dict[str, Backlog]:

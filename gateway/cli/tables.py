@@ -1,14 +1,14 @@
 """The fleet as a person wants to see it: from records to rows, to tables, to JSON. No NATS in here."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from gateway.cli.progress import megabytes, model_progress
+from gateway.cli.progress import describe, megabytes, model_progress
 from shared.records import (
     AssignmentRecord,
     GatewayRecord,
@@ -38,6 +38,7 @@ class Snapshot:
     intents: Mapping[str, IntentRecord]
     wants: Mapping[str, AssignmentRecord]
     backlog: Mapping[str, Backlog]  # by model
+    reasons: Mapping[str, str] = field(default_factory=dict)  # of models that wait, as the placement leader says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def model_rows(snapshot: Snapshot) -> list[ModelRow]:
                 running=backlog.running,
                 slots=sum(replica.slots for replica in mine if replica.state == "ready"),
                 queued=backlog.queued,
-                detail="" if state in ("cold", "assigned") else progress.row.text,
+                detail=snapshot.reasons.get(model, "") if state in ("cold", "assigned") else describe(progress.row),
             )
         )
     return rows

@@ -37,7 +37,10 @@ _MESSAGE = frozenset(("role", "content"))
 
 
 class Conversation:
-    """Reads the system prompt and the messages of a body; `messages` and `dropped` are the result."""
+    """Reads the system prompt and the messages of a body; `messages`, `continues` and `dropped` are the result.
+
+    A list that ends with a message of the assistant is an answer that has begun.
+    """
 
     def __init__(self, body: dict[str, Any], tools: Tools) -> None:
         """Raises InvalidRequest or NotSupported naming the field."""
@@ -50,10 +53,11 @@ class Conversation:
             raise bad("messages", "is required: a non-empty array")
         for index, message in enumerate(given):
             self._read_message(message, f"messages[{index}]")
-        if self.messages[-1]["role"] == "assistant":
-            raise NotSupported(
-                "messages must end with a user message: an answer that the client began is not continued.",
-                param=f"messages[{len(given) - 1}]",
+        self.continues = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        if self.continues and not conversation.can_continue(self.messages):
+            raise bad(
+                f"messages[{len(given) - 1}]",
+                "must have text, and no tool_use, to be continued; or send what follows it, as a user message",
             )
 
     def _read_system(self, value: object) -> None:

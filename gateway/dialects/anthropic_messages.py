@@ -21,7 +21,7 @@ EFFORTS = ("low", "medium", "high", "xhigh", "max")
 PARAMETERS = Parameters(
     honoured={
         "model": "the id or an alias of a model, as GET /v1/models lists them",
-        "messages": "roles user, assistant and system, the last also between turns; blocks: see below",
+        "messages": "roles user, assistant and system, the last also between turns; a last one of the assistant is continued",
         "system": "a string or text blocks",
         "max_tokens": "required; clamped to what the context leaves",
         "stream": "server-sent events",
@@ -31,7 +31,7 @@ PARAMETERS = Parameters(
         "stop_sequences": f"up to {MAX_STOPS}; stop_reason and stop_sequence say which one was met",
         "tools": "custom tools; `defer_loading` tools are shown where a tool result refers to them",
         "tool_choice": "auto, any, tool, none; disable_parallel_tool_use; any and tool are constrained decoding",
-        "thinking": "enabled and adaptive turn the model's thinking on, disabled turns it off; display omitted",
+        "thinking": "enabled and adaptive turn it on, disabled off; budget_tokens is a bound, see below; display omitted",
         "output_config": "effort, to the chat template; format json_schema, by constrained decoding",
         "output_format": "the older name of output_config.format",
         "seed": "an extension: every random number is a function of seed and position",
@@ -90,7 +90,7 @@ def _read(body: dict[str, Any], max_tokens: int | None) -> InferenceRequest:
     tools = anthropic_tools.read(body)
     read = anthropic_content.Conversation(body, tools)
     choice, parallel = anthropic_tools.choose(body, tools)
-    template, notes = _thinking(body)
+    template, budget, notes = _thinking(body)
     constraint = _output(body, template)
     prompt = Prompt(
         messages=read.messages,
@@ -99,11 +99,12 @@ def _read(body: dict[str, Any], max_tokens: int | None) -> InferenceRequest:
         tool_choice=choice,
         parallel_tool_calls=parallel,
         template=template,
+        continue_final=read.continues,
     )
     return InferenceRequest(
         model=model,
         prompt=prompt,
-        sampling=_sampling(body, max_tokens),
+        sampling=_sampling(body, max_tokens, budget),
         constraint=constraint,
         stream=bool(fields.boolean(body, "stream")),
         include_usage=True,
@@ -113,7 +114,7 @@ def _read(body: dict[str, Any], max_tokens: int | None) -> InferenceRequest:
     )
 
 
-def _sampling(body: dict[str, Any], max_tokens: int | None) -> Sampling:
+def _sampling(body: dict[str, Any], max_tokens: int | None, thinking_budget: int | None) -> Sampling:
     seed = fields.integer(body, "seed", -(2**63), 2**63 - 1)
     stops = fields.array(body, "stop_sequences", MAX_STOPS) or []
     for index, one in enumerate(stops):
@@ -126,26 +127,30 @@ def _sampling(body: dict[str, Any], max_tokens: int | None) -> Sampling:
         top_p=fields.number(body, "top_p", 0.0, 1.0),
         top_k=fields.integer(body, "top_k", 0, 2**31 - 1),
         stop=stops,
+        thinking_budget=thinking_budget,
     )
 
 
-def _thinking(body: dict[str, Any]) -> tuple[dict[str, Any], Notes]:
-    """(variables of the chat template, notes). Nothing given leaves the template to its own default."""
+def _thinking(body: dict[str, Any]) -> tuple[dict[str, Any], int | None, Notes]:
+    """(variables of the chat template, the most tokens of reasoning, notes).
+
+    Nothing given leaves the template to its own default.
+    """
     thinking = fields.mapping(body, "thinking")
     if thinking is None:
-        return {}, Notes()
+        return {}, None, Notes()
     kind = fields.string(thinking, "type", "thinking.")
     notes = Notes(fields.string(thinking, "display", "thinking.") == "omitted")
     budget = fields.count(thinking, "budget_tokens", "thinking.")
     if kind == "disabled":
-        return {"enable_thinking": False}, notes
+        return {"enable_thinking": False}, None, notes
     if kind == "adaptive":
-        return {"enable_thinking": True}, notes
+        return {"enable_thinking": True}, None, notes
     if kind != "enabled":
         raise bad("thinking.type", 'must be "enabled", "adaptive" or "disabled"', kind)
     if budget is None:
         raise bad("thinking.budget_tokens", 'is required with the type "enabled"')
-    return {"enable_thinking": True, "thinking_budget": budget}, notes
+    return {"enable_thinking": True, "thinking_budget": budget}, budget, notes
 
 
 def _output(body: dict[str, Any], template: dict[str, Any]) -> Constraint | None:

@@ -62,6 +62,12 @@ def function(name: str, description: str | None, parameters: dict[str, Any] | No
     return {"type": "function", "function": inner}
 
 
+def can_continue(messages: list[dict[str, Any]]) -> bool:
+    """Whether the last message is the beginning of an answer: text of the assistant, and no call."""
+    last = messages[-1]
+    return last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
+
+
 def arguments_of(text: str, where: str) -> Any:
     """The arguments of a call, from JSON text: templates print JSON themselves, so it goes to them as its value."""
     try:

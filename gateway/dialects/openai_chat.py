@@ -6,14 +6,13 @@ No parameter is dropped in silence: each is honoured, refused by name, or ignore
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from gateway.dialect import Dialect
-from gateway.dialects import fields, openai_constraint, openai_sampling, openai_tools
+from gateway.dialects import conversation, fields, openai_constraint, openai_sampling, openai_tools
 from gateway.dialects.fields import bad
-from gateway.dialects.openai_chat_answer import Stream, Whole
+from gateway.dialects.openai_chat_answer import Notes, Stream, Whole
 from gateway.dialects.openai_messages import chat_messages
 from gateway.dialects.parameters import Parameters
+from gateway.errors import NotSupported
 from gateway.request import InferenceRequest
 from shared.messages import Prompt
 
@@ -26,6 +25,8 @@ PARAMETERS = Parameters(
         "tools": "function tools",
         "tool_choice": "auto, none, required or a function by name; the last two are constrained decoding",
         "parallel_tool_calls": "false: at most one call in an answer",
+        "functions": "the older form of tools; the answer then has function_call in place of tool_calls",
+        "function_call": "the older form of tool_choice: auto, none, or a function by name",
         **openai_sampling.HONOURED,
         "stream": "server-sent events",
         "stream_options": "include_usage",
@@ -35,7 +36,10 @@ PARAMETERS = Parameters(
         "top_logprobs": f"0 to {openai_sampling.MAX_TOP_LOGPROBS}; needs logprobs",
         **openai_constraint.HONOURED,
         "reasoning_effort": "none to max: variables enable_thinking and reasoning_effort of the chat template",
+        "thinking_budget": "an extension: so many tokens of reasoning at most, then it is ended and the answer follows",
         "chat_template_kwargs": "an extension: further variables of the chat template",
+        "continue_final_message": "an extension: the last message, of the assistant, is the beginning of the answer",
+        "add_generation_prompt": "an extension: false goes with continue_final_message, and with nothing else",
         "service_tier": "flex and batch wait behind all other requests; every other tier is the one there is",
     },
     ignored={
@@ -59,8 +63,6 @@ PARAMETERS = Parameters(
         "guided_decoding_backend": "there is one",
     },
     refused={
-        "functions": (([],), "send them as tools"),
-        "function_call": (("auto", "none"), "send tools and tool_choice"),
         "modalities": ((["text"],), 'only "text" is served'),
         "audio": ((), "only text is served"),
         "web_search_options": ((), "there is no web search"),
@@ -73,8 +75,6 @@ PARAMETERS = Parameters(
         "prompt_logprobs": ((), "use logprobs, of the completion"),
         "echo": ((False,), "the prompt is not repeated"),
         "include_stop_str_in_output": ((False,), "stop strings are never part of the text"),
-        "continue_final_message": ((False,), "every answer is a new message"),
-        "add_generation_prompt": ((True,), "every answer is a new message"),
         "chat_template": ((), "the model's own template is used"),
         "documents": (([],), "put documents into a message"),
         "truncate_prompt_tokens": ((), "shorten the messages"),
@@ -90,22 +90,27 @@ def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
     model = model_of(body)
     messages, dropped = chat_messages(body)
     stream, include_usage = streaming(body, dropped)
-    tools = openai_tools.tools(body)
-    parallel = fields.boolean(body, "parallel_tool_calls")
+    legacy = openai_tools.is_legacy(body)
+    tools = openai_tools.functions(body, dropped) if legacy else openai_tools.tools(body, dropped)
+    choice = openai_tools.function_call(body, tools) if legacy else openai_tools.tool_choice(body, tools)
+    parallel = fields.boolean(body, "parallel_tool_calls") is not False and not legacy
     prompt = Prompt(
         messages=messages,
         tools=tools,
-        tool_choice=openai_tools.tool_choice(body, tools),
-        parallel_tool_calls=parallel is not False,
+        tool_choice=choice,
+        parallel_tool_calls=parallel,
         template=_template(body),
+        continue_final=_continues(body, messages),
     )
     tokens, completion = fields.count(body, "max_tokens"), fields.count(body, "max_completion_tokens")
-    length = sum(len(message["content"]) + 16 for message in messages) + len(orjson.dumps(tools))
     return InferenceRequest(
         model=model,
         prompt=prompt,
         sampling=openai_sampling.sampling(
-            body, max_tokens=tokens if completion is None else completion, logprobs=_logprobs(body)
+            body,
+            max_tokens=tokens if completion is None else completion,
+            logprobs=_logprobs(body),
+            thinking_budget=fields.count(body, "thinking_budget"),
         ),
         constraint=openai_constraint.constraint(body),
         job_class=openai_sampling.job_class(body),
@@ -113,9 +118,27 @@ def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
         stream=stream,
         include_usage=include_usage,
         include_thinking=headers.get("x-include-thinking", "").strip().lower() in ("1", "true", "yes"),
-        estimate_tokens=length // 4,
+        estimate_tokens=conversation.estimate_tokens(prompt),
+        notes=Notes(is_legacy=legacy),
         ignored=tuple(ignored + dropped),
     )
+
+
+def _continues(body: dict[str, Any], messages: list[dict[str, Any]]) -> bool:
+    """Whether the last message is to be continued. Raises InvalidRequest or NotSupported."""
+    wanted = bool(fields.boolean(body, "continue_final_message"))
+    opens_turn = fields.boolean(body, "add_generation_prompt")
+    if wanted and opens_turn:
+        raise bad("add_generation_prompt", "must be false with continue_final_message")
+    if not wanted and opens_turn is False:
+        raise NotSupported(
+            "add_generation_prompt: false is not supported without continue_final_message: the answer is the "
+            "assistant's.",
+            param="add_generation_prompt",
+        )
+    if wanted and not conversation.can_continue(messages):
+        raise bad("continue_final_message", "needs messages that end with a text of the assistant")
+    return wanted
 
 
 def model_of(body: dict[str, Any]) -> str:

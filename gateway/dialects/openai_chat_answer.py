@@ -16,6 +16,13 @@ from shared.messages import Delta, Extra, Timings, TokenLogprob, ToolCall, Usage
 FINISHES = ("stop", "length", "tool_calls", "content_filter")
 
 
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What the writers of the answer need to know of the body."""
+
+    is_legacy: bool = False  # calls go out as function_call, of which there is one
+
+
 def usage_json(usage: Usage) -> dict[str, Any]:
     """Usage in OpenAI's shape."""
     return {
@@ -40,6 +47,14 @@ def timings_json(timings: Timings) -> dict[str, float]:
 def finish_json(finish: str | None) -> str | None:
     """A finish reason that every client knows: some send a request again, for ever, when they meet another one."""
     return finish if finish is None or finish in FINISHES else "stop"
+
+
+def _is_legacy(request: InferenceRequest) -> bool:
+    return isinstance(request.notes, Notes) and request.notes.is_legacy
+
+
+def _finish(request: InferenceRequest, finish: str | None) -> str | None:
+    return "function_call" if finish == "tool_calls" and _is_legacy(request) else finish_json(finish)
 
 
 def logprobs_json(entries: list[TokenLogprob]) -> dict[str, Any]:
@@ -127,7 +142,7 @@ class Stream:
         for call in extra.tool_calls:
             frames += self._tool_call(delta.choice, call)
         if delta.finish is not None:
-            frames.append(self._frame(delta.choice, {}, finish_json(delta.finish)))
+            frames.append(self._frame(delta.choice, {}, _finish(self._request, delta.finish)))
         return b"".join(frames)
 
     def _with_thinking(self, delta: Delta, extra: Extra) -> str:
@@ -143,6 +158,9 @@ class Stream:
     def _tool_call(self, choice: int, call: ToolCall) -> list[bytes]:
         """Id and name first, then the arguments, piece by piece: what every client's assembler expects."""
         parts: list[dict[str, Any]] = []
+        if _is_legacy(self._request):
+            head = {"name": call.name} if call.id else {}
+            return [self._frame(choice, {"function_call": {**head, "arguments": call.arguments}})]
         if call.id:
             function = {"name": call.name, "arguments": ""}
             parts.append({"index": call.index, "id": call.id, "type": "function", "function": function})
@@ -219,11 +237,20 @@ class Whole:
             message["content"] = f"<think>{reasoning}</think>{text}"
         elif reasoning:
             message["reasoning_content"] = reasoning
-        if choice.calls:
+        if choice.calls and _is_legacy(self._request):
+            call = choice.calls[min(choice.calls)]
+            message["content"] = message["content"] or None
+            message["function_call"] = {"name": call.name, "arguments": call.arguments}
+        elif choice.calls:
             message["content"] = message["content"] or None
             message["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
                 for _, call in sorted(choice.calls.items())
             ]
         logprobs = None if self._request.sampling.logprobs is None else logprobs_json(choice.logprobs)
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_json(choice.finish)}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": _finish(self._request, choice.finish),
+        }

@@ -6,16 +6,14 @@ A list of text parts becomes one string, so that a client which sends the same m
 
 from typing import Any
 
-import orjson
-
-from gateway.dialects import fields
+from gateway.dialects import conversation, fields
 from gateway.dialects.fields import bad
 from gateway.errors import NotSupported
 
 MAX_MESSAGES = 10_000
-ROLES = ("system", "developer", "user", "assistant", "tool")
-_KEPT = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"}
-_WITHOUT_MEANING = {"refusal", "annotations", "audio", "function_call"}  # of earlier answers, sent back as null or []
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_KEPT = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "function_call"}
+_WITHOUT_MEANING = {"refusal", "annotations", "audio"}  # of earlier answers, sent back as null or []
 
 
 def chat_messages(body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -37,10 +35,12 @@ def _message(message: object, where: str, dropped: list[str]) -> dict[str, Any]:
     if role not in ROLES:
         raise bad(f"{path}role", f"must be one of {', '.join(ROLES)}", role if role is not None else "null")
     for name in message.keys() - _KEPT:
-        if message[name] and name in _WITHOUT_MEANING - {"refusal", "annotations"}:
-            raise NotSupported(f"{path}{name} is not supported: use tool_calls, and text.", param=path + name)
+        if message[name] and name == "audio":
+            raise NotSupported(f"{path}{name} is not supported: send its text.", param=path + name)
         if message[name] is not None and name not in _WITHOUT_MEANING:
             dropped.append(path + name)
+    if role == "function":
+        return _function_result(message, path)
     checked: dict[str, Any] = {
         "role": "system" if role == "developer" else role,  # templates know no developer
         "content": _content(message, path, may_lack=role == "assistant"),
@@ -53,6 +53,10 @@ def _message(message: object, where: str, dropped: list[str]) -> dict[str, Any]:
         if role != "assistant":
             raise bad(f"{path}tool_calls", "belong to the role assistant")
         checked["tool_calls"] = [_call(call, f"{path}tool_calls[{index}]") for index, call in enumerate(calls)]
+    if (function := fields.mapping(message, "function_call", path)) is not None:
+        if role != "assistant" or calls:
+            raise bad(f"{path}function_call", "belongs to the role assistant, and not beside tool_calls")
+        checked["tool_calls"] = [_called(function, f"{path}function_call", None)]
     if role == "tool":
         identifier = fields.string(message, "tool_call_id", path)
         if not identifier:
@@ -99,22 +103,26 @@ def _call(call: object, where: str) -> dict[str, Any]:
     function = fields.mapping(call, "function", f"{where}.")
     if function is None:
         raise bad(f"{where}.function", "is required")
-    name = fields.string(function, "name", f"{where}.function.")
+    return _called(function, f"{where}.function", fields.string(call, "id", f"{where}.") or "")
+
+
+def _called(function: dict[str, Any], where: str, identifier: str | None) -> dict[str, Any]:
+    """A call. `identifier`: None for one in the older form, which had none."""
+    name = fields.string(function, "name", f"{where}.")
     if not name:
-        raise bad(f"{where}.function.name", "is required")
-    arguments = fields.string(function, "arguments", f"{where}.function.") or "{}"
-    return {
-        "id": fields.string(call, "id", f"{where}.") or "",
-        "type": "function",
-        "function": {"name": name, "arguments": _arguments(arguments, f"{where}.function.arguments")},
-    }
+        raise bad(f"{where}.name", "is required")
+    arguments = conversation.arguments_of(fields.string(function, "arguments", f"{where}.") or "", f"{where}.arguments")
+    return conversation.call(_function_id(name) if identifier is None else identifier, name, arguments)
 
 
-def _arguments(text: str, where: str) -> Any:
-    """Templates print arguments as JSON themselves, so a string of JSON goes to them as its value."""
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text  # a model may have written this; the next turn must still be possible
-    fields.check_depth(value, where)
-    return value if isinstance(value, dict) else text
+def _function_result(message: dict[str, Any], path: str) -> dict[str, Any]:
+    """What a call in the older form came to."""
+    name = fields.string(message, "name", path)
+    if not name:
+        raise bad(f"{path}name", "is required for the role function")
+    return conversation.result(_function_id(name), _content(message, path, may_lack=False)) | {"name": name}
+
+
+def _function_id(name: str) -> str:
+    """In place of the id that calls in the older form do not have."""
+    return f"call_{name}"

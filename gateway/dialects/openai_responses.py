@@ -35,7 +35,7 @@ PARAMETERS = Parameters(
         "tool_choice": "auto, none, required, function, custom, allowed_tools; required calls are constrained decoding",
         "parallel_tool_calls": "false: at most one call in an answer",
         "text": "format text, json_object, json_schema, by constrained decoding; verbosity is ignored",
-        "reasoning": "effort, to the chat template; summary: the reasoning comes in the summary's place",
+        "reasoning": "effort, to the chat template; summary: the reasoning comes there; max_tokens, an extension, bounds it",
         "include": f"{ENCRYPTED}, {LOGPROBS}; others name what is never there",
         "max_output_tokens": "clamped to what the context leaves; reasoning counts",
         **{name: text for name, text in openai_sampling.HONOURED.items() if name != "n"},
@@ -97,7 +97,12 @@ def read(body: dict[str, Any], past: Past) -> InferenceRequest:
     top = fields.integer(body, "top_logprobs", 0, openai_sampling.MAX_TOP_LOGPROBS)
     has_logprobs = bool(top) or LOGPROBS in include
     max_tokens = fields.count(body, "max_output_tokens")
-    sampling = openai_sampling.sampling(body, max_tokens=max_tokens, logprobs=(top or 0) if has_logprobs else None)
+    sampling = openai_sampling.sampling(
+        body,
+        max_tokens=max_tokens,
+        logprobs=(top or 0) if has_logprobs else None,
+        thinking_budget=fields.count(body.get("reasoning") or {}, "max_tokens", "reasoning."),
+    )
     form, constraint = _text(body)
     stream, stored, background = _delivery(body)
     metadata = openai_sampling.metadata(body)

@@ -32,7 +32,14 @@ HONOURED = {
 }
 
 
-def sampling(body: dict[str, Any], *, max_tokens: int | None, logprobs: int | None, num_choices: int = 0) -> Sampling:
+def sampling(
+    body: dict[str, Any],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    num_choices: int = 0,
+    thinking_budget: int | None = None,
+) -> Sampling:
     """The sampling of a body. `num_choices` in place of its own n. Raises InvalidRequest naming the field."""
     seed = fields.integer(body, "seed", -(2**63), 2**63 - 1)
     top_k = fields.integer(body, "top_k", -1, 2**31 - 1)
@@ -56,6 +63,7 @@ def sampling(body: dict[str, Any], *, max_tokens: int | None, logprobs: int | No
         stop_token_ids=token_ids(body.get("stop_token_ids"), "stop_token_ids", MAX_BIASES),
         ignore_eos=bool(fields.boolean(body, "ignore_eos")),
         logprobs=logprobs,
+        thinking_budget=thinking_budget,
     )
 
 

@@ -1,25 +1,60 @@
-"""Tools of a chat body, and which of them the model may or must call."""
+"""Tools of a chat body, and which of them the model may or must call; also in the older words functions and function_call."""
 
 import re
 from typing import Any
 
-from gateway.dialects import fields
+from gateway.dialects import conversation, fields
 from gateway.dialects.fields import bad
-from gateway.errors import NotSupported
+from gateway.errors import InvalidRequest, NotSupported
 
 MAX_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
-def tools(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The function tools of a body, checked. Raises InvalidRequest or NotSupported naming the field."""
+_OF_FUNCTIONS = frozenset(("name", "description", "parameters", "strict"))
+
+
+def tools(body: dict[str, Any], dropped: list[str]) -> list[dict[str, Any]]:
+    """The function tools of a body, checked. What has no effect is added to `dropped`.
+
+    Raises InvalidRequest or NotSupported naming the field.
+    """
     given = fields.array(body, "tools", MAX_TOOLS) or []
-    checked = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(given)]
-    names = [tool["function"]["name"] for tool in checked]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise bad(f"tools[{index}].function.name", "must be unique", name)
-    return checked
+    checked = [_tool(tool, f"tools[{index}]", dropped) for index, tool in enumerate(given)]
+    return _unique(checked, "tools[{}].function.name")
+
+
+def is_legacy(body: dict[str, Any]) -> bool:
+    """Whether a body speaks of functions in place of tools, and wants its answer so. Raises InvalidRequest for both."""
+    if not body.get("functions"):
+        if body.get("function_call") not in (None, "auto", "none"):
+            raise bad("function_call", "needs functions: there is nothing to call")
+        return False
+    if body.get("tools"):
+        raise InvalidRequest("functions and tools say the same; send tools.", param="functions")
+    return True
+
+
+def functions(body: dict[str, Any], dropped: list[str]) -> list[dict[str, Any]]:
+    """As `tools`, of the older `functions`."""
+    given = fields.array(body, "functions", MAX_TOOLS) or []
+    checked = []
+    for index, function in enumerate(given):
+        where = f"functions[{index}]"
+        if not isinstance(function, dict):
+            raise bad(where, "must be an object", function)
+        checked.append(_function(function, f"{where}.", dropped))
+    return _unique(checked, "functions[{}].name")
+
+
+def function_call(body: dict[str, Any], given: list[dict[str, Any]]) -> str:
+    """As `tool_choice`, of the older `function_call`."""
+    choice = body.get("function_call")
+    if choice is None or choice in ("auto", "none"):
+        return choice or "auto"
+    if not isinstance(choice, dict):
+        raise bad("function_call", 'must be "auto", "none" or an object that names a function', choice)
+    return _known(choice, "function_call.", {tool["function"]["name"] for tool in given})
 
 
 def tool_choice(body: dict[str, Any], given: list[dict[str, Any]]) -> str:
@@ -43,15 +78,29 @@ def _named(choice: dict[str, Any], names: set[str]) -> str:
             f'tool_choice.type {(kind or "null")[:40]!r} is not supported: use "function".', param="tool_choice.type"
         )
     function = fields.mapping(choice, "function", "tool_choice.") or {}
-    name = fields.string(function, "name", "tool_choice.function.")
+    return _known(function, "tool_choice.function.", names)
+
+
+def _known(named: dict[str, Any], path: str, names: set[str]) -> str:
+    name = fields.string(named, "name", path)
     if name is None:
-        raise bad("tool_choice.function.name", "is required")
+        raise bad(f"{path}name", "is required")
     if name not in names:
-        raise bad("tool_choice.function.name", "must be the name of one of the tools", name)
+        raise bad(f"{path}name", "must be the name of one of the tools", name)
     return f"={name}"
 
 
-def _tool(tool: object, where: str) -> dict[str, Any]:
+def _unique(tools: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    seen: set[str] = set()
+    for index, tool in enumerate(tools):
+        name = tool["function"]["name"]
+        if name in seen:
+            raise bad(where.format(index), "must be unique", name)
+        seen.add(name)
+    return tools
+
+
+def _tool(tool: object, where: str, dropped: list[str]) -> dict[str, Any]:
     if not isinstance(tool, dict):
         raise bad(where, "must be an object", tool)
     kind = fields.string(tool, "type", f"{where}.")
@@ -60,13 +109,18 @@ def _tool(tool: object, where: str) -> dict[str, Any]:
     function = fields.mapping(tool, "function", f"{where}.")
     if function is None:
         raise bad(f"{where}.function", "is required")
-    path = f"{where}.function."
+    dropped += [f"{where}.{key}" for key in tool if key not in ("type", "function") and tool[key] is not None]
+    return _function(function, f"{where}.function.", dropped)
+
+
+def _function(function: dict[str, Any], path: str, dropped: list[str]) -> dict[str, Any]:
     name = fields.string(function, "name", path)
     if name is None or not _NAME.fullmatch(name):
         raise bad(f"{path}name", "must be 1 to 128 letters, digits, '_', '-', '.' or ':'", name)
-    fields.string(function, "description", path)
+    description = fields.string(function, "description", path)
     parameters = fields.mapping(function, "parameters", path)
-    fields.boolean(function, "strict", path)
+    strict = bool(fields.boolean(function, "strict", path))
     if parameters is not None:
         fields.check_depth(parameters, f"{path}parameters")
-    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
+    dropped += [path + key for key in function if key not in _OF_FUNCTIONS and function[key] is not None]
+    return conversation.function(name, description, parameters, strict)

@@ -17,6 +17,7 @@ from shared.records import ModelRecord
 
 ASK_S = 15.0  # a worker may have to fetch the headers of large files from a hub
 WAIT_S = 2.0  # how long somebody who asks about a model waits for it
+TRIES = 3
 AGAIN_S = 60.0  # after no answer, or one without figures
 MAX_KNOWN = 10_000
 
@@ -105,7 +106,10 @@ class Sizes:
     async def _answer(self, model: ModelRecord, kind: str) -> Size | None:
         request = encode(Estimate(model, "cuda" if kind == "cuda" else "cpu"))
         try:
-            answer = _decode(await self._bus.request(names.ESTIMATE, request, timeout_s=ASK_S))
+            for _ in range(TRIES):  # whoever answers may lack what others have: the directory, the mirror, a token
+                answer = _decode(await self._bus.request(names.ESTIMATE, request, timeout_s=ASK_S))
+                if not answer.error:
+                    break
         except NoResponders:
             return None  # no worker here tells sizes
         except (BusError, msgspec.MsgspecError) as error:

@@ -10,7 +10,9 @@ import pytest
 from shared import names
 from shared.broker import EmbeddedBroker
 from shared.bus import Bus
-from shared.messages import Delta, Done, Failed, Timings, Usage, Working
+from shared.kv import Bucket
+from shared.messages import Delta, Done, Failed, Timings, Usage, Working, encode
+from shared.records import ReplicaRecord
 from tests.support.eventually import eventually
 from tests.support.fake_replica import FakeReplica, text_of
 from tests.support.running_gateway import MODEL, EventStream, Running, put_model, running_gateway, text_in
@@ -92,14 +94,52 @@ async def test_a_waiting_stream_shows_signs_of_life_and_its_place(gateway: Runni
         first = await stack.enter_async_context(streaming(gateway, max_tokens=3))
         second = await stack.enter_async_context(streaming(gateway, max_tokens=3))
         reading = [asyncio.create_task(stream.next()) for stream in (first, second)]
-        await eventually(lambda: ": plexus state=cold waiting=0" in first.comments)
-        await eventually(lambda: ": plexus state=cold waiting=1" in second.comments)
+        await eventually(lambda: any(one.startswith(": plexus state=cold waiting=0") for one in first.comments))
+        await eventually(lambda: any(one.startswith(": plexus state=cold waiting=1") for one in second.comments))
         assert first.events == []
         replica = await FakeReplica.start(broker, MODEL)
         stack.push_async_callback(replica.close)
         roles = [(await event)["choices"][0]["delta"]["role"] for event in reading]
         assert roles == ["assistant", "assistant"]
         assert text_in(await first.rest()) == text_in(await second.rest()) == text_of(0, 3)
+
+
+WAITING = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3},
+    "/v1/responses": {"input": "hi"},
+    "/v1/completions": {"prompt": "hi"},
+}
+
+
+@pytest.mark.parametrize("path", WAITING)
+async def test_a_waiting_stream_says_why(gateway: Running, broker: EmbeddedBroker, bus: Bus, path: str) -> None:
+    body = {"model": MODEL, "stream": True} | WAITING[path]
+    comments: list[str] = []
+
+    async def read(lines: AsyncIterator[str]) -> None:
+        async for line in lines:
+            comments.append(line)  # noqa: PERF401  (it is looked at while it grows)
+
+    def told(text: str) -> bool:
+        return any(one.endswith(f" reason={text}") for one in comments)
+
+    async with gateway.http.stream("POST", path, json=body) as answer:
+        reading = asyncio.create_task(read(answer.aiter_lines()))
+        await eventually(lambda: told("there are no workers"))
+        loading = ReplicaRecord(
+            id="r1", model=MODEL, worker="w1", state="loading", stage="read", done_bytes=43, total_bytes=100
+        )
+        key = names.replica_key("r1")
+        await Bucket(bus, names.FLEET).put(key, encode(loading), ttl_s=600)
+        await eventually(lambda: told("loading on w1: read 43 %"))
+        loading.done_bytes = 99
+        await Bucket(bus, names.FLEET).put(key, encode(loading), ttl_s=600)
+        await eventually(lambda: told("loading on w1: read 99 %"))
+        await Bucket(bus, names.FLEET).delete(key)
+        replica = await FakeReplica.start(broker, MODEL)
+        await reading
+        await replica.close()
 
 
 async def test_a_long_prefill_is_shown(gateway: Running, replica: FakeReplica) -> None:
@@ -122,6 +162,14 @@ async def test_headers_are_held_until_the_job_is_accepted(broker: EmbeddedBroker
         replica = await FakeReplica.start(broker, MODEL, failure=("invalid_request", "no such thing", "messages"))
         assert (await request).status_code == 400
         await replica.close()
+
+
+async def test_the_headers_of_a_waiting_stream_say_why(broker: EmbeddedBroker, bus: Bus) -> None:
+    await put_model(bus)
+    async with running_gateway(broker, accept_wait_s=1.5) as gateway, streaming(gateway) as stream:
+        assert stream.response.headers["x-plexus-state"] == "cold"
+        assert stream.response.headers["x-plexus-position"] == "1"
+        assert stream.response.headers["x-plexus-reason"] == "there are no workers"
 
 
 async def test_headers_are_held_no_longer_than_they_may(gateway: Running, broker: EmbeddedBroker) -> None:

@@ -102,7 +102,8 @@ class Agent:
             mirror.on_change(self._on_assignment)
             await bus.subscribe(names.worker_rpc(self.name), self._on_rpc)
             estimates = Estimates(bus, self._settings, self._host.fetch_command)
-            async with mirror, Counting(bus, self.name, self._counter_command), estimates:
+            counting = Counting(bus, self.name, self._counter_command, self._settings.sources)
+            async with mirror, counting, estimates:
                 await self._refuse_twin(bucket)
                 heart = self._heart = Heart(bucket, self._worker_record, self._replica_records)
                 beating = asyncio.create_task(heart.run())

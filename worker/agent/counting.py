@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from shared import names
 from shared.bus import Bus, Msg, Subscription
 from shared.log import get
 from shared.messages import Counted, encode
+from shared.settings import SourceSettings
 from worker import channel
 from worker.channel import ChannelClosed
 from worker.child import Child
@@ -32,8 +33,15 @@ _FAILED = encode(Counted(problem="unavailable", message="the counting process of
 class Counting:
     """`async with` listens; the process, if there is one, ends with it."""
 
-    def __init__(self, bus: Bus, worker: str, command: Sequence[str] = COUNTER) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        worker: str,
+        command: Sequence[str] = COUNTER,
+        mirrors: Mapping[str, SourceSettings] | None = None,
+    ) -> None:
         self._bus = bus
+        self._config = encode({name: one.model_dump() for name, one in (mirrors or {}).items()})
         self._worker = worker
         self._command = command
         self._numbers = itertools.count()
@@ -92,6 +100,7 @@ class Counting:
         async with self._starting:
             if self._child is None:
                 child = self._child = await Child.start(self._command)
+                child.send(self._config)
                 self._reading = asyncio.create_task(self._read(child))
         number = (next(self._numbers) & 0xFFFFFFFF).to_bytes(NUMBER_BYTES, "little")
         future = self._open[number] = asyncio.get_running_loop().create_future()

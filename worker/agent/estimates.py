@@ -92,7 +92,13 @@ class Estimates:
             return Estimated(error=f"{type(error).__name__}: {error}")
 
     async def _look(self, model: ModelRecord) -> Path:
-        return await fetch(model, lambda done, total: None, self._command, headers=self._settings.state_dir / HEADERS)
+        return await fetch(
+            model,
+            lambda done, total: None,
+            self._command,
+            headers=self._settings.state_dir / HEADERS,
+            mirrors=self._settings.sources,
+        )
 
     def _keep(self, question: bytes, answer: bytes) -> None:
         source = msgspec.json.decode(question, type=Estimate).model.source

@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from shared.records import ModelRecord
+from shared.settings import SourceSettings
 from worker.agent.errors import FetchFailed
 from worker.models.files import check_directory, read_json
+from worker.models.mirrors import find
 
 FETCH = (sys.executable, "-m", "worker.models.fetch")
+NO_MIRRORS: Mapping[str, SourceSettings] = {}
 _LINE_LIMIT = 1 << 20
 
 
@@ -30,8 +33,10 @@ async def fetch(
     command: Sequence[str] = FETCH,
     *,
     headers: Path | None = None,
+    mirrors: Mapping[str, SourceSettings] = NO_MIRRORS,
 ) -> Path:
-    """The directory with the model's files. Raises FetchFailed, or ModelError for a directory that is no model.
+    """The directory with the model's files. Raises FetchFailed, or ModelError for a directory that is no model and a
+    mirror that is not among `mirrors`.
 
     With `headers`, no weights are downloaded: what is not here whole is put there with nothing but their headers. When
     cancelled, the download ends; its whole files are kept for the next time.
@@ -40,14 +45,21 @@ async def fetch(
     if local.is_absolute():
         await asyncio.to_thread(_check_local, local, model)
         return local
-    revision = ["--revision", model.revision] if model.revision else []
+    repository, mirror = find(model.source, mirrors)
+    arguments = ["--revision", model.revision] if model.revision else []
     if headers is not None:
-        revision += ["--headers", str(headers)]
+        arguments += ["--headers", str(headers / mirror.name if mirror else headers)]
+    if mirror is not None:
+        arguments.append("--mirror")
     process = await asyncio.create_subprocess_exec(
-        *command, model.source, *revision, "--parent-pid", str(os.getpid()),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, limit=_LINE_LIMIT, start_new_session=True,
+        *command, repository, *arguments, "--parent-pid", str(os.getpid()),
+        stdin=asyncio.subprocess.PIPE if mirror else asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        limit=_LINE_LIMIT, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
+    if mirror is not None and process.stdin is not None:
+        process.stdin.write(msgspec.json.encode(mirror) + b"\n")
+        process.stdin.close()
     last = _Line()
     try:
         async for text in process.stdout:
@@ -61,7 +73,9 @@ async def fetch(
             process.kill()
             await process.wait()
     if not last.path:
-        raise FetchFailed(last.error or f"the download of {model.source} ended with status {status}")
+        reason = last.error or f"the download of {model.source} ended with status {status}"
+        where = f"; endpoint and token are in [sources.{mirror.name}] of this worker's settings" if mirror else ""
+        raise FetchFailed(f"{reason}{where}")
     return Path(last.path)
 
 

@@ -1,4 +1,8 @@
-"""The host's records in the fleet bucket: each second, and on change, not more often than ten times a second."""
+"""The host's records in the fleet bucket: on change, not more often than ten times a second, and to keep them alive.
+
+The worker's own is written each second; a replica's that did not change every other, as each write wakes the broker
+and all who mirror it.
+"""
 
 import asyncio
 import contextlib
@@ -11,7 +15,7 @@ from shared import messages, names
 from shared.errors import BusError
 from shared.kv import Bucket
 from shared.log import get
-from shared.records import HEARTBEAT_S, RECORD_TTL_S, ReplicaRecord, WorkerRecord
+from shared.records import HEARTBEAT_S, RECORD_TTL_S, RENEW_S, ReplicaRecord, WorkerRecord
 
 log = get(__name__)
 
@@ -59,7 +63,7 @@ class Heart:
         work = [self._put(names.worker_key(worker.name), worker)]
         for id, record in replicas.items():
             before, at = self._written.get(id, (None, 0.0))
-            if record != before or now - at >= HEARTBEAT_S - CHANGE_GAP_S:
+            if record != before or now - at >= RENEW_S - CHANGE_GAP_S:
                 self._written[id] = (record, now)
                 work.append(self._put(names.replica_key(id), msgspec.structs.replace(record, at_s=now)))
         for id in [id for id in self._written if id not in replicas]:
@@ -71,6 +75,7 @@ class Heart:
             if not self._is_silent:
                 log.warning("heart.silent", error=str(error))
             self._is_silent = True
+            self._written = {id: (record, 0.0) for id, (record, _) in self._written.items()}  # all are due again
         else:
             self._is_silent = False
             self._beaten.set()

@@ -166,7 +166,8 @@ class Keeper:
                     since_s=time.time(),
                 )
             )
-            path = await fetch(assigned.model, self._on_download, host.fetch_command)  # 1
+            mirrors = host.settings.sources
+            path = await fetch(assigned.model, self._on_download, host.fetch_command, mirrors=mirrors)  # 1
             grant = await self._reserve_in_turn(replica, assigned, path)  # 2
             self._holds_grant = True
             await self._serve(replica, assigned, path, grant)  # 3, 4

@@ -1,19 +1,26 @@
 """``python -m worker.counter --channel-fd N --parent-pid P``: counts tokens for the agent that started it.
 
-A frame is four bytes that number a question, and a `Count`; the answer is the same number, and a `Counted`. It ends
-when nobody has asked for a while, and gives back the memory of its tokenizers.
+The first frame is the worker's mirrors, by name. Each further one is four bytes that number a question, and a `Count`;
+the answer is the same number, and a `Counted`. It ends when nobody has asked for a while, and gives back the memory of
+its tokenizers.
 """
 
 import argparse
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import msgspec
 
 from shared import log as logs
 from shared.process import die_with_parent
+from shared.settings import SourceSettings
 from worker.channel import Channel, ChannelClosed
 from worker.counter.counter import Counter
+from worker.counter.files import directory
 
 IDLE_S = 600.0
 NUM_THREADS = 4  # tokenizers work outside of the interpreter's lock, and one may be waiting for a download
@@ -31,12 +38,26 @@ def main(argv: list[str] | None = None) -> int:
     die_with_parent(options.parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent
     logs.setup("info", "counter")
-    serve(Channel.from_fd(options.channel_fd), Counter())
+    channel = Channel.from_fd(options.channel_fd)
+    try:
+        first, *early = channel.receive(None)
+    except ChannelClosed:
+        return 0
+    serve(channel, Counter(partial(directory, mirrors=read_mirrors(first))), early)
     return 0
 
 
-def serve(channel: Channel, counter: Counter, idle_s: float = IDLE_S) -> None:
-    """Answer every frame of the channel; returns when the other side is gone, or was silent for so long."""
+def read_mirrors(frame: bytes) -> dict[str, SourceSettings]:
+    """What `worker.agent.counting` sent."""
+    tables: dict[str, dict[str, str]] = msgspec.json.decode(frame)
+    return {name: SourceSettings(**table) for name, table in tables.items()}
+
+
+def serve(channel: Channel, counter: Counter, early: Sequence[bytes] = (), idle_s: float = IDLE_S) -> None:
+    """Answer every frame of the channel, and first the `early` ones.
+
+    Returns when the other side is gone, or was silent for so long.
+    """
     sending = threading.Lock()
     open_questions: set[Future[None]] = set()
 
@@ -46,6 +67,7 @@ def serve(channel: Channel, counter: Counter, idle_s: float = IDLE_S) -> None:
             channel.send(reply)
 
     with ThreadPoolExecutor(NUM_THREADS, "count") as pool:
+        open_questions |= {pool.submit(answer, frame) for frame in early}
         try:
             while True:
                 frames = channel.receive(idle_s)

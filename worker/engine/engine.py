@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from shared import log
 from worker.engine.admission import Limits, refusal
 from worker.engine.cache_space import CacheSpace, WindowCap
+from worker.engine.draft_model import DraftModel, DraftRunner
 from worker.engine.errors import GrammarRefused, OutOfMemory
 from worker.engine.grammar import Grammars, Matcher
 from worker.engine.guard import Guard
@@ -55,6 +56,8 @@ class Engine:
         cap: layers with a sliding window have fewer blocks; None: as many as the others.
         num_host_blocks: blocks in the runner's second tier, of each kind of layers.
         speculate: guess tokens ahead where it pays.
+        draft: a small model of the same vocabulary to ask for guesses, and the tokens that it can read; its cache has
+            the runner's blocks.
         grammars: holds outputs to what their jobs ask; None: jobs that ask for it are refused.
         slots: sequences (choices) that run at once.
         prefill_tokens: tokens of one step, decode rows included.
@@ -76,6 +79,7 @@ class Engine:
         cap: WindowCap | None = None,
         num_host_blocks: int = 0,
         speculate: bool = True,
+        draft: tuple[DraftRunner, int] | None = None,
         grammars: Grammars | None = None,
         stamp: Stamp | None = None,
         max_waiting: int = 4096,
@@ -84,12 +88,18 @@ class Engine:
         self._runner = runner
         self._pace = Pace()
         self._space = CacheSpace(num_blocks, block_tokens, cap=cap, num_host_blocks=num_host_blocks)
+        model: DraftModel | None = None
+        if draft and speculate:
+            small, readable = draft
+            model = DraftModel(
+                small, block_tokens=block_tokens, vocab_size=runner.vocab_size, context_limit=readable, clock=clock
+            )
         self._scheduler = Scheduler(
             self._space,
             slots=slots,
             step_tokens=prefill_tokens,
             pace=self._pace,
-            speculation=Speculation(self._pace) if speculate else None,
+            speculation=Speculation(self._pace, model) if speculate else None,
         )
         self._guard = Guard(lambda plan: runner.run(plan), max(prefill_tokens, slots + 1))
         self._limits = Limits(runner.vocab_size, context_limit, num_blocks * block_tokens)
@@ -142,8 +152,13 @@ class Engine:
                 block_tokens=self._space.block_tokens,
             )
             sequence.grammar = matcher
-            if reason := _finish(sequence):  # its resume prefix was all there is to it
-                self._report.outputs.append(Output(job.key, choice.index, sequence.num_output, [], reason))
+            reason = _finish(sequence)
+            if not reason:
+                sequence.unreported = _force(sequence)
+                reason = _finish(sequence)
+            if reason:  # its resume prefix was all there is to it
+                ids = sequence.unreported
+                self._report.outputs.append(Output(job.key, choice.index, sequence.num_output - len(ids), ids, reason))
             else:
                 self._scheduler.add(sequence)
 
@@ -222,13 +237,15 @@ class Engine:
             self._tell_prefilling(sequence)
             return
         if row.drafts:
-            judge(sequence.record, len(row.drafts), len(sampled) - 1, len(sequence.ids))
+            judge(sequence.guesser, len(row.drafts), len(sampled) - 1, len(sequence.ids))
         grammar = sequence.grammar
         if grammar and grammar.error:
             self._refuse(Refused(sequence.key, "invalid_request", str(GrammarRefused(grammar.error))))
             return
-        start, finish = sequence.num_output, None
+        first, sequence.unreported = sequence.unreported, []
+        start, finish = sequence.num_output - len(first), None
         ids: list[int] = []
+        forced: list[int] = []
         for token in sampled:
             ids.append(token.id)
             sequence.ids.append(token.id)
@@ -237,8 +254,13 @@ class Engine:
             finish = _finish(sequence)
             if finish:
                 break
-        self._scheduler.commit(row, len(sequence.ids) - 1)
-        output = Output(sequence.key, sequence.choice, start, ids, finish)
+            if sequence.thinking:
+                sequence.thinking.see(token.id)
+                if forced := _force(sequence):
+                    finish = _finish(sequence)
+                    break
+        self._scheduler.commit(row, len(sequence.ids) - 1 - len(forced))
+        output = Output(sequence.key, sequence.choice, start, [*first, *ids, *forced], finish)
         if not sequence.has_reported:
             sequence.has_reported = True
             output.cached = sequence.num_cached or 0
@@ -270,6 +292,20 @@ class Engine:
             num_tokens, is_decode = plan.num_tokens, plan.is_decode
             predicted_s = self._pace.predict(num_tokens, num_rows=len(plan.rows), is_decode=is_decode)
             self._stamp.write(self._num_steps, "decode" if is_decode else "prefill", predicted_s)
+
+
+def _force(sequence: Sequence) -> list[int]:
+    """Write what a sequence's bound on reasoning makes due, and return it. These are computed like a prompt."""
+    if sequence.thinking is None:
+        return []
+    forced: list[int] = []
+    while (due := sequence.thinking.due) and len(sequence.ids) < sequence.max_ids:
+        sequence.thinking.see(due[0])
+        sequence.ids.append(due[0])
+        forced.append(due[0])
+    if forced and sequence.grammar:
+        sequence.grammar.accept(forced)
+    return forced
 
 
 def _finish(sequence: Sequence) -> Literal["stop", "length"] | None:

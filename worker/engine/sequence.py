@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from worker.engine.block_table import BlockTable
+from worker.engine.drafted import Drafted
 from worker.engine.lookup import Record
+from worker.engine.thinking import ThinkingBudget
 from worker.protocol import Choice, Sample, Submit
 
 if TYPE_CHECKING:
@@ -54,6 +56,10 @@ class Sequence:
         self.grammar: Matcher | None = None  # where the output stands in its grammar, if it has one
         self.sample: Sample = job.sample
         self.ids = job.prompt + choice.resume
+        self.thinking = ThinkingBudget(job.thinking) if job.thinking else None  # how much reasoning is left
+        if self.thinking:
+            for id in choice.resume:
+                self.thinking.see(id)
         self.num_prompt = len(job.prompt)
         self.max_ids = min(self.num_prompt + job.sample.max_tokens, context_limit)
         self.arrival = arrival
@@ -66,9 +72,12 @@ class Sequence:
         self.tail_index = 0  # and which block this is
         self.is_running = False
         self.room = 0  # positions for which its tables have blocks; kept by the cache space
-        self.record = Record()  # of guessed tokens
+        self.record = Record()  # of tokens guessed by lookup
+        self.drafted = Drafted()  # by a draft model
+        self.guesser = self.record  # whose record the guesses of its next step go to
         self.num_cached: int | None = None  # prompt tokens found in the cache when it first began; None: not begun
         self.has_reported = False
+        self.unreported: list[int] = []  # written for the model before it began; they go out with its first tokens
         self._stop_ids = frozenset(job.sample.stop_ids)
         self._counts: dict[int, int] = {}
         self._num_counted = 0

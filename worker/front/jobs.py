@@ -30,7 +30,7 @@ from worker.front.embedding import Inputs, vectors_since
 from worker.front.errors import RankFault
 from worker.front.request import Resolved
 from worker.front.run import Run
-from worker.protocol import Choice, Output, Refused, Sample, Step, Submit
+from worker.protocol import Choice, Output, Refused, Sample, Step, Submit, Thinking
 from worker.text.stream import TextStream
 
 PROGRESS_S = 1.5  # of the consumer's ack_wait of 5 s
@@ -48,6 +48,7 @@ class Texts(Protocol):
 
     def stream(self, prompt: Prompt, *, stop: list[str], prompt_ids: list[int]) -> TextStream: ...
     def token_text(self, id: int) -> str: ...
+    def thinking(self, prompt: Prompt, budget: int, *, prompt_ids: list[int]) -> Thinking | None: ...
 
 
 class JobTable:
@@ -168,9 +169,12 @@ class JobTable:
             return
         self._by_key[run.key] = run
         fx.can_wait = True
+        budget = job.sampling.thinking_budget
+        thinking = None if budget is None else self._texts.thinking(job.prompt, budget, prompt_ids=resolved.prompt)
         fx.submits.append(
             Submit(
                 key=run.key,
+                thinking=thinking,
                 prompt=resolved.prompt,
                 choices=wanted,
                 sample=sample,

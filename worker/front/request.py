@@ -72,6 +72,7 @@ def check(sampling: Sampling, *, vocab_size: int) -> None:
     _within("presence_penalty", sampling.presence_penalty, -2, 2)
     _within("frequency_penalty", sampling.frequency_penalty, -2, 2)
     _within("logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
+    _at_least("thinking_budget", sampling.thinking_budget, 1)
     if len(sampling.stop) > MAX_STOP_STRINGS or not all(sampling.stop):
         raise Unservable("invalid_request", f"stop takes up to {MAX_STOP_STRINGS} strings, none empty.", "stop")
     _token_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)

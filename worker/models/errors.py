@@ -20,6 +20,12 @@ class SourceNotFound(ModelError):
     kind = "not_found"
 
 
+class MirrorUnusable(ModelError):
+    """This worker does not know the mirror of a source, or cannot use it. Define it in the worker's settings."""
+
+    kind = "mirror"
+
+
 class SourceForbidden(ModelError):
     """The repository is gated or private. Accept its terms on the hub and give the worker a token."""
 
@@ -80,6 +86,19 @@ class BadWeights(ModelError):
             "download the model again, or correct its config.json"
         )
         self.missing, self.unexpected, self.mismatched = list(missing), list(unexpected), list(mismatched)
+
+
+class DraftMismatch(ModelError):
+    """A draft model guesses in another vocabulary. Take one of the same family, or none."""
+
+    kind = "draft_mismatch"
+
+    def __init__(self, model: Path, draft: Path, id: int, ours: str, theirs: str) -> None:
+        super().__init__(
+            f"the draft model in {draft} has another vocabulary than {model}: token {id} is {theirs!r} there and "
+            f"{ours!r} here; take a smaller model of the same family, or leave the option `draft` out"
+        )
+        self.model, self.draft, self.id = model, draft, id
 
 
 class DoesNotFit(ModelError):

@@ -1,7 +1,8 @@
 """``python -m worker.models.fetch SOURCE [--revision R] [--cache-dir D] [--headers DIR]``: resolve a source.
 
-A process of its own. With --headers only what the model's size can be told from is fetched, into that directory,
-unless the cache holds the whole model.
+A process of its own. With --mirror the source is a repository of another hub, which one line of JSON on stdin
+describes (`worker.models.mirrors.Mirror`), so that its token is in no list of processes. With --headers only what the
+model's size can be told from is fetched, into that directory, unless the cache holds the whole model.
 
 Prints JSON lines: ``{"done": bytes, "total": bytes}`` at most five times a second, then ``{"path": directory}`` and
 exit code 0, or ``{"error": message, "kind": kind}`` and exit code 1. It ends with its parent, whole files kept.
@@ -14,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from shared.process import die_with_parent
 
 
@@ -23,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", help="a directory, or a repository id")
     parser.add_argument("--revision", default="", help="branch, tag or commit (default: main)")
     parser.add_argument("--cache-dir", type=Path, help="default: that of huggingface_hub")
+    parser.add_argument("--mirror", action="store_true", help="of the hub that stdin describes")
     parser.add_argument("--headers", type=Path, metavar="DIR", help="no weights, only their headers")
     parser.add_argument("--parent-pid", type=int, default=os.getppid(), help="whom to end with (default: the parent)")
     options = parser.parse_args(argv)
@@ -32,17 +36,24 @@ def main(argv: list[str] | None = None) -> int:
 
     from worker.models import hub
     from worker.models.errors import ModelError
+    from worker.models.mirrors import Mirror
 
     disable_progress_bars()
+    hub_options: dict[str, Any] = {}
+    if options.mirror:
+        mirror = msgspec.json.decode(sys.stdin.buffer.readline(), type=Mirror)
+        hub_options = {"endpoint": mirror.endpoint, "token": mirror.credential}
+        options.cache_dir = options.cache_dir or mirror.cache()
     try:
         if options.headers:
-            path = hub.headers(options.source, options.revision, options.cache_dir, options.headers)
+            path = hub.headers(options.source, options.revision, options.cache_dir, options.headers, **hub_options)
         else:
             path = hub.resolve(
                 options.source,
                 options.revision,
                 options.cache_dir,
                 lambda done, total: _say({"done": done, "total": total}),
+                **hub_options,
             )
     except ModelError as error:
         _say({"error": str(error), "kind": error.kind})

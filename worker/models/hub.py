@@ -40,6 +40,7 @@ from worker.models.files import CONFIG, INDEX, check_config, check_directory, ch
 from worker.models.skeleton import make_skeleton
 
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
+Token = str | bool | None  # None: HF_TOKEN; False: none
 
 ATTEMPTS = 5  # in a row without a new byte
 FIRST_WAIT_S = 1.0  # doubles with each attempt
@@ -73,13 +74,14 @@ def resolve(
     progress: Progress = lambda done, total: None,
     *,
     endpoint: str = "",
+    token: Token = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
     """The directory of a model, downloaded first if need be. Raises ModelError of one kind or another.
 
     A source that is an absolute path, starts with ``.`` or ``~``, or exists as a directory is local and used as it is.
-    `endpoint` goes before HF_ENDPOINT. `progress` is told at most five times a second from another thread, and at the
-    beginning and end of each attempt.
+    `endpoint` goes before HF_ENDPOINT, `token` before HF_TOKEN; a token that is False sends none. `progress` is told at
+    most five times a second from another thread, and at the beginning and end of each attempt.
     """
     local = Path(source).expanduser()
     if local.is_absolute() or source.startswith(("./", "../")) or local.is_dir():
@@ -89,13 +91,18 @@ def resolve(
         return local.resolve()
     if not _REPOSITORY.fullmatch(source):
         raise SourceNotFound(f"{source!r} is neither a directory nor a repository id of the form owner/name")
-    return _Download(
-        source, revision or constants.DEFAULT_REVISION, cache_dir, progress, endpoint or constants.ENDPOINT, sleep
-    ).run()
+    where = endpoint or constants.ENDPOINT
+    return _Download(source, revision or constants.DEFAULT_REVISION, cache_dir, progress, where, token, sleep).run()
 
 
 def headers(
-    source: str, revision: str = "", cache_dir: Path | None = None, into: Path | None = None, *, endpoint: str = ""
+    source: str,
+    revision: str = "",
+    cache_dir: Path | None = None,
+    into: Path | None = None,
+    *,
+    endpoint: str = "",
+    token: Token = None,
 ) -> Path:
     """A directory from which the model's size can be told: the model if the cache holds it, else its skeleton, made
     in `into`. One attempt. Raises ModelError.
@@ -104,7 +111,7 @@ def headers(
         raise SourceNotFound(f"{source!r} is no repository id of the form owner/name")
     where = endpoint or constants.ENDPOINT
     download = _Download(
-        source, revision or constants.DEFAULT_REVISION, cache_dir, lambda done, total: None, where, time.sleep
+        source, revision or constants.DEFAULT_REVISION, cache_dir, lambda done, total: None, where, token, time.sleep
     )
     return download.headers(into or Path(constants.HF_HUB_CACHE) / "headers")
 
@@ -119,10 +126,11 @@ class _Download:
         cache_dir: Path | None,
         progress: Progress,
         endpoint: str,
+        token: Token,
         sleep: Callable[[float], None],
     ) -> None:
         self._source, self._revision, self._progress = source, revision, progress
-        self._endpoint, self._sleep = endpoint, sleep
+        self._endpoint, self._token, self._sleep = endpoint, token, sleep
         self._cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
         self._folder = self._cache / f"models--{source.replace('/', '--')}"
         self._where = f"{source} (revision {revision})"
@@ -156,7 +164,7 @@ class _Download:
         if path := self._cached():
             return path
         try:
-            return make_skeleton(self._source, self._revision, folder, endpoint=self._endpoint)
+            return make_skeleton(self._source, self._revision, folder, endpoint=self._endpoint, token=self._token)
         except ModelError:
             raise
         except Exception as error:
@@ -166,7 +174,7 @@ class _Download:
 
     def _attempt(self) -> Path:
         """One pass over the repository. Whatever it raises goes to `_judge`."""
-        info = HfApi(endpoint=self._endpoint).model_info(
+        info = HfApi(endpoint=self._endpoint, token=self._token).model_info(
             self._source, revision=self._revision, files_metadata=True, timeout=_ANSWER_S
         )
         sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or []}
@@ -189,6 +197,7 @@ class _Download:
                 max_workers=_DOWNLOADS,
                 etag_timeout=_ANSWER_S,
                 endpoint=self._endpoint,
+                token=self._token,
             )
         check_directory(Path(path))
         return Path(path)
@@ -202,6 +211,7 @@ class _Download:
                 cache_dir=self._cache,
                 etag_timeout=_ANSWER_S,
                 endpoint=self._endpoint,
+                token=self._token,
             )
         )
 

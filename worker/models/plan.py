@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.models.cache_split import CacheNeeds, split
+from worker.models.draft import PASS_TOKENS
 from worker.models.errors import DoesNotFit
 from worker.models.shape import Shape, read_shape
 from worker.models.weights import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorHeader, read_headers
@@ -44,6 +45,7 @@ class MemoryPlan:
     window: int = 0  # tokens that sliding layers keep; 0: they have blocks like all others
     window_block_bytes: int = 0  # of sliding layers, where these have blocks of their own
     num_window_blocks: int = 0
+    draft_bytes: int = 0  # of `weights_bytes`, those of a draft model
     loading_bytes: int = 0  # at the peak of the load, before there is a cache; quantised weights come whole at first
 
     @property
@@ -117,10 +119,12 @@ def plan(
     prefill_tokens: int,
     context_limit: int = 0,
     config: Mapping[str, Any] | None = None,
+    draft: Path | None = None,
 ) -> MemoryPlan:
     """Plan the model in `path` within `memory_bytes`. Raises DoesNotFit, with the numbers, or NotServable.
 
-    `context_limit` lowers the model's own (0: the model's); `config` completes config.json, see `read_shape`.
+    `context_limit` lowers the model's own (0: the model's); `config` completes config.json, see `read_shape`. `draft` is
+    the directory of a draft model, which has a cache of as many blocks.
     """
     shape, tensors = read_shape(path, config), read_headers(path)
     dtype = resolve_dtype(dtype, shape.dtype or stored_dtype(tensors), device_kind)
@@ -130,15 +134,20 @@ def plan(
     largest = max((tensor.num_items * DTYPE_BYTES[dtype] for tensor in tensors), default=0)
     fixed = FIXED_BYTES[device_kind]
     loading = weights_bytes(tensors, dtype) + largest + fixed if quantization else 0
+    second = _DraftNeeds()
+    if draft is not None:
+        second = _draft_needs(draft, dtype, quantization, block_tokens=block_tokens, slots=slots)
+        loading = max(loading, weights + second.loading_bytes + fixed)
     if loading > memory_bytes:
         parts = {"weights before they are quantised": loading - fixed, "fixed": fixed}
         raise DoesNotFit(loading, memory_bytes, parts, 0)
     found = fit(
         dtype=dtype,
-        weights=weights,
-        activation=max(step + SCRATCH_BYTES, largest),
+        weights=weights + second.weights_bytes,
+        activation=max(step + SCRATCH_BYTES, largest, second.activation_bytes),
         fixed=fixed,
-        block_bytes=(shape.layers - shape.window_layers) * shape.kv_items * DTYPE_BYTES[dtype] * block_tokens,
+        block_bytes=(shape.layers - shape.window_layers) * shape.kv_items * DTYPE_BYTES[dtype] * block_tokens
+        + second.block_bytes,
         window_block_bytes=shape.window_layers * shape.kv_items * DTYPE_BYTES[dtype] * block_tokens,
         window=shape.window,
         block_tokens=block_tokens,
@@ -147,7 +156,30 @@ def plan(
         prefill_tokens=prefill_tokens,
         context_limit=min(context_limit or shape.context_limit, shape.context_limit),
     )
-    return replace(found, loading_bytes=loading)
+    return replace(found, loading_bytes=loading, draft_bytes=second.weights_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _DraftNeeds:
+    """What a draft model takes; nothing where there is none."""
+
+    weights_bytes: int = 0
+    activation_bytes: int = 0
+    block_bytes: int = 0
+    loading_bytes: int = 0
+
+
+def _draft_needs(draft: Path, dtype: str, quantization: str, *, block_tokens: int, slots: int) -> _DraftNeeds:
+    """As of any other model, but that all its layers keep every token and a pass has few."""
+    shape, tensors = read_shape(draft), read_headers(draft)
+    largest = max((tensor.num_items * DTYPE_BYTES[dtype] for tensor in tensors), default=0)
+    step = activation_bytes(shape, dtype, prefill_tokens=PASS_TOKENS, slots=slots)
+    return _DraftNeeds(
+        weights_bytes=weights_bytes(tensors, dtype, quantization),
+        activation_bytes=step + SCRATCH_BYTES,
+        block_bytes=shape.layers * shape.kv_items * DTYPE_BYTES[dtype] * block_tokens,
+        loading_bytes=weights_bytes(tensors, dtype) + largest,
+    )
 
 
 def fit(

@@ -19,12 +19,14 @@ from worker.models.files import CONFIG, INDEX, choose, read_json
 _SMALL = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
-def make_skeleton(source: str, revision: str, folder: Path, *, endpoint: str = "") -> Path:
+def make_skeleton(
+    source: str, revision: str, folder: Path, *, endpoint: str = "", token: str | bool | None = None
+) -> Path:
     """The skeleton of a repository at a revision, in a directory of `folder` named after its commit.
 
     Raises NotServable, and whatever huggingface_hub raises.
     """
-    api = HfApi(endpoint=endpoint or None)
+    api = HfApi(endpoint=endpoint or None, token=token)
     info = api.model_info(source, revision=revision or None, files_metadata=True)
     path = folder / source.replace("/", "--") / str(info.sha)
     if (path / CONFIG).is_file():

@@ -51,11 +51,16 @@ def write(prompt: Prompt, constraint: Constraint | None, style: Style, reasoning
     if prompt.messages is None and (prompt.tools or prompt.shown_tools):
         raise PromptError("Tools need a prompt of messages.", "tools")
     must_call = _must_call(prompt)
+    if prompt.continue_final and (must_call or constraint is not None):
+        param = "tool_choice" if must_call else _PARAMS[constraint.kind] if constraint else ""
+        raise PromptError("An answer that has begun is continued freely: it cannot be constrained.", param)
     if must_call and constraint is not None:
         constraint = None  # what must be a call has no content
     tools = _tools(prompt)
     rules = Rules()
     if style.speaks_in_channels and prompt.messages is not None:
+        if prompt.continue_final:
+            return ""
         start = _channels(rules, prompt, constraint, style, must_call, tools)
         return rules.render(start)
     alternatives = []

@@ -7,6 +7,7 @@
 import re
 from typing import Literal
 
+from worker.protocol import Thinking
 from worker.text.call_readers import HeadedCalls
 from worker.text.marks import Mark
 from worker.text.output import Output
@@ -27,19 +28,35 @@ def detect_harmony(vocabulary: Vocabulary) -> dict[int, Mark]:
     return {id: Mark("channel", name) for name, id in ids.items() if id is not None}
 
 
+def harmony_thinking(vocabulary: Vocabulary, budget: int, *, may_call: bool) -> Thinking:
+    """How to end the analysis of a model that speaks in channels. `may_call`: leave the channel after it to the model."""
+
+    def ids(*pieces: str) -> list[int]:
+        result: list[int] = []
+        for piece in pieces:
+            id = vocabulary.id_of(piece)
+            result += vocabulary.encode(piece, add_special_tokens=False) if id is None else [id]
+        return result
+
+    closing = ids("<|end|>", "<|start|>", "assistant")
+    if not may_call:
+        closing += ids(_CHANNEL, "final", _MESSAGE)
+    return Thinking(budget=budget, opening=ids(_CHANNEL, "analysis", _MESSAGE), closing=closing)
+
+
 class HarmonySorter:
     """Sorts messages by their headers: analysis is reasoning, a recipient makes a tool call, the rest is content."""
 
     shows_specials = False
 
-    def __init__(self, output: Output, *, has_tools: bool) -> None:
-        """The prompt ended in `<|start|>assistant`, so a header comes first."""
+    def __init__(self, output: Output, *, has_tools: bool, is_begun: bool = False) -> None:
+        """The prompt ended in `<|start|>assistant`, so a header comes first; or, `is_begun`, within a final message."""
         self._output = output
         self._has_tools = has_tools
-        self._kind: Literal["header", "reasoning", "content", "call"] = "header"
+        self._kind: Literal["header", "reasoning", "content", "call"] = "content" if is_begun else "header"
         self._header = ""
         self._call: HeadedCalls | None = None
-        self._has_spoken = False
+        self._has_spoken = is_begun
 
     @property
     def is_reasoning(self) -> bool:

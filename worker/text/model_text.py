@@ -3,14 +3,16 @@
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from shared.messages import Constraint, Prompt
+from worker.protocol import Thinking
 from worker.text.checkpoint import Checkpoint, GenerationDefaults
 from worker.text.constrain import Constrainer
 from worker.text.detokenise import Detokeniser
 from worker.text.errors import CheckpointError, PromptError
 from worker.text.grammar import Reasoning, Style
-from worker.text.harmony import HarmonySorter, detect_harmony
+from worker.text.harmony import HarmonySorter, detect_harmony, harmony_thinking
 from worker.text.lark import literal
 from worker.text.marks import Mark, split_marks
 from worker.text.output import Output
@@ -94,7 +96,7 @@ class ModelText:
         if prompt.messages is not None:
             schemas_of([*prompt.tools, *prompt.shown_tools])  # refuses what are no function tools
             variables = spelled(prompt.template, speaks_in_channels=bool(self._harmony))
-            return self._template.render(prompt.messages, prompt.tools, variables)
+            return self._template.render(prompt.messages, prompt.tools, variables, continue_final=prompt.continue_final)
         return prompt.text if prompt.text is not None else self._vocabulary.decode(prompt.ids or [])
 
     def constrain(self, prompt: Prompt, constraint: Constraint | None, prompt_ids: list[int]) -> "Future[str] | None":
@@ -103,7 +105,7 @@ class ModelText:
         The future raises `PromptError`, which names the field that is at fault.
         """
         reasoning: Reasoning = "none"
-        if prompt.messages is not None and self._reasoning is not None:
+        if prompt.messages is not None and self._reasoning is not None and not prompt.continue_final:
             tail = prompt_tail(self._vocabulary, prompt_ids)
             if self._reasoning.is_open(tail):
                 reasoning = "open"
@@ -115,9 +117,10 @@ class ModelText:
         """Return the text stream of one choice."""
         stops = StopFinder(stop) if any(stop) else None
         is_chat = prompt.messages is not None
-        detokeniser = Detokeniser(self._vocabulary, after=None if is_chat else prompt_ids)
+        is_new = is_chat and not prompt.continue_final  # the answer is a text of its own
+        detokeniser = Detokeniser(self._vocabulary, after=None if is_new else prompt_ids)
         silent = frozenset(self.eos_ids)
-        offered = [*prompt.tools, *prompt.shown_tools] if prompt.tool_choice != "none" else []
+        offered = _offered(prompt)
         tools = self._tools if offered else None
         if not is_chat or not (self._harmony or self._reasoning or tools):
             return TextStream(self._vocabulary, detokeniser, silent_ids=silent, stops=stops)
@@ -130,17 +133,40 @@ class ModelText:
         sorter: Sorter
         if self._harmony:
             marks = self._harmony
-            sorter = HarmonySorter(output, has_tools=tools is not None)
+            sorter = HarmonySorter(output, has_tools=tools is not None, is_begun=prompt.continue_final)
         else:
             marks, as_text = split_marks(self._marks(tools), self._vocabulary)
             sorter = BlockSorter(
                 output,
                 text_marks=as_text,
-                starts_reasoning=self._opens_reasoning(prompt_ids),
+                starts_reasoning=is_new and self._opens_reasoning(prompt_ids),
+                is_begun=prompt.continue_final,
                 convention=tools,
                 schemas=schemas_of(offered),
             )
         return TextStream(self._vocabulary, detokeniser, silent_ids=silent, output=output, sorter=sorter, marks=marks)
+
+    def thinking(self, prompt: Prompt, budget: int, *, prompt_ids: list[int]) -> Thinking | None:
+        """How the rank holds reasoning to so many tokens; None where there is none, or its marks are no tokens.
+
+        gpt-oss is led to its final message, unless it may call a tool: then it chooses the next channel itself.
+        """
+        if prompt.messages is None:
+            return None
+        if self._harmony:
+            return harmony_thinking(self._vocabulary, budget, may_call=bool(_offered(prompt)))
+        if self._reasoning is None:
+            return None
+        opening = self._vocabulary.id_of(self._reasoning.opening.text)
+        closing = self._vocabulary.id_of(self._reasoning.closing.text)
+        if opening is None or closing is None:
+            return None
+        return Thinking(
+            budget=budget,
+            opening=[opening],
+            closing=[closing],
+            is_open=not prompt.continue_final and self._opens_reasoning(prompt_ids),
+        )
 
     def token_text(self, id: int) -> str:
         """One token as text, for log probabilities."""
@@ -185,3 +211,8 @@ class ModelText:
         if not ids:
             raise PromptError("The prompt is empty: it has no tokens.", param)
         return ids
+
+
+def _offered(prompt: Prompt) -> list[dict[str, Any]]:
+    """The tools that may be called."""
+    return [*prompt.tools, *prompt.shown_tools] if prompt.tool_choice != "none" else []

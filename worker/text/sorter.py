@@ -43,14 +43,20 @@ class BlockSorter:
         starts_reasoning: bool,
         convention: Convention | None,
         schemas: Schemas,
+        is_begun: bool = False,
     ) -> None:
-        """`text_marks`: those that are no single tokens. `convention`: None when no tools were offered."""
+        """`text_marks`: those that are no single tokens. `convention`: None when no tools were offered.
+
+        `is_begun`: what comes continues a text.
+        """
         self._output = output
         self._state: Literal["content", "reasoning", "call"] = "reasoning" if starts_reasoning else "content"
         self._convention = convention
         self._schemas = schemas
         self._call: CallReader | None = None  # of the call that is being written
-        self._bare = "" if convention and convention.bare else None  # beginning of an answer that may be a bare call
+        self._bare = (
+            "" if convention and convention.bare and not is_begun else None
+        )  # beginning of an answer that may be a bare call
         self._text_marks = {mark.text: mark for mark in text_marks}
         self._needles = Needles(list(self._text_marks)) if text_marks else None
         self._held = ""

@@ -13,6 +13,7 @@ from worker.text.traits import probe, shows_tools
 
 _FOR_TOOLS = "tool_use"  # the name of a template that is only for prompts with tools
 _RESERVED = ("messages", "tools", "add_generation_prompt")
+_END = "\ue000plexus\ue001"  # of a message that is continued: private characters, which no text has
 
 
 class ChatTemplate:
@@ -30,15 +31,46 @@ class ChatTemplate:
                 self._defects[name] = f"line {error.lineno}: {error.message}"
         self.source = "\n".join(templates.values())
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any]) -> str:
-        """Return the prompt up to where the assistant speaks. Raises `PromptError`."""
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]],
+        variables: dict[str, Any],
+        *,
+        continue_final: bool = False,
+    ) -> str:
+        """Return the prompt up to where the assistant speaks. Raises `PromptError`.
+
+        `continue_final`: up to the end of the last message, which is the assistant's.
+        """
         for name in _RESERVED:
             if name in variables:
                 raise PromptError(f"The template variable {name!r} is not the client's to set.", "template")
         variant = self._variant(with_tools=bool(tools))
         if tools and not variant.shows_tools:
             messages, tools = describe(messages, tools), []
+        if continue_final:
+            return self._render_begun(variant, messages, tools, variables)
         return variant.render(normalise(messages, variant.shape), tools, variables)
+
+    def _render_begun(
+        self,
+        variant: "_Variant",
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]],
+        variables: dict[str, Any],
+    ) -> str:
+        """What templates write behind a message is cut off by a mark at its end, which also keeps its white space."""
+        last = messages[-1] if messages else {}
+        content = last.get("content") if isinstance(last, dict) else None
+        if last.get("role") != "assistant" or last.get("tool_calls") or not isinstance(content, str) or not content:
+            raise PromptError("Only a last message of the assistant that is text can be continued.", "messages")
+        marked = [*messages[:-1], last | {"content": content + _END}]
+        text = variant.render(normalise(marked, variant.shape), tools, variables, opens_turn=False)
+        begun, mark, _ = text.rpartition(_END)
+        if not mark:
+            raise PromptError("The chat template of this model does not show the message to continue.", "messages")
+        return begun
 
     @property
     def shows_tools(self) -> bool:
@@ -68,9 +100,16 @@ class _Variant:
         self.shape: Shape = probe(self._plain, source)
         self.shows_tools = is_for_tools or shows_tools(self._with_tools)
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]],
+        variables: dict[str, Any],
+        *,
+        opens_turn: bool = True,
+    ) -> str:
         try:
-            return self._plain(messages, tools, variables)
+            return self._plain(messages, tools, variables, opens_turn=opens_turn)
         except TemplateRefusal as error:
             raise PromptError(str(error.message), "messages") from error
         except Exception as error:  # templates are programs: they can fail in any way
@@ -86,6 +125,8 @@ class _Variant:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         variables: dict[str, Any] | None = None,
+        *,
+        opens_turn: bool = True,
     ) -> str:
         arguments = {"documents": None, **self._named_tokens, **(variables or {})}
-        return self._render(messages=messages, tools=tools or None, add_generation_prompt=True, **arguments)
+        return self._render(messages=messages, tools=tools or None, add_generation_prompt=opens_turn, **arguments)

@@ -1,5 +1,7 @@
 """The fleet as rows and tables."""
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from gateway.cli.tables import Backlog, Snapshot, model_rows, models_view, snapshot_json, status_view
@@ -86,6 +88,18 @@ def test_every_model_has_the_state_that_the_records_say() -> None:
 def test_a_row_counts_replicas_slots_and_jobs() -> None:
     (row,) = (row for row in model_rows(SNAPSHOT) if row.model == "busy")
     assert (row.ready, row.loading, row.running, row.slots, row.queued, row.want) == (1, 0, 3, 8, 2, "loaded")
+
+
+def test_a_load_under_way_shows_its_bytes_and_a_model_that_waits_its_reason() -> None:
+    loading = ReplicaRecord(
+        id="l", model="big", worker="gpu", state="loading", stage="read", done_bytes=430_000_000, total_bytes=10**9
+    )
+    rows = model_rows(
+        replace(SNAPSHOT, replicas=REPLICAS | {"l": loading}, reasons={"cold": "waits for busy to leave gpu"})
+    )
+    details = {row.model: row.detail for row in rows}
+    assert details["big"] == "read on gpu: 430.0 MB of 1.00 GB"
+    assert details["cold"] == "waits for busy to leave gpu"
 
 
 def test_jobs_of_a_model_that_left_the_catalogue_are_not_hidden() -> None:

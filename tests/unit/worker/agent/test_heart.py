@@ -61,7 +61,8 @@ async def test_replicas_are_written_when_they_change_and_deleted_when_gone() -> 
 
 async def test_an_outage_is_survived() -> None:
     f = Fixture()
+    f.replicas = [replica("a")]
     f.bucket.fails = True
     assert await f.beat() == []
     f.bucket.fails = False
-    assert await f.beat() == ["put worker.w"]
+    assert await f.beat() == ["put worker.w", "put replica.a"], "what was lost is written again at once"
