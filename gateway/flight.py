@@ -157,6 +157,7 @@ class Flight:
         self._done: Done | None = None
         self._granted: Claim | None = None
         self._num_forgiven = 0  # of the losses, the first so many
+        self._is_left = False  # done, and its replica gone: nobody else takes the message out of the queue
 
     # --- what others read ------------------------------------------------------------------------------------
 
@@ -264,6 +265,8 @@ class Flight:
 
     def on_published(self, attempt: int, seq: int, now: float) -> Sequence[Action]:
         """The queue holds this attempt as message `seq`."""
+        if attempt == self.attempt and self.state == "done" and not self._is_left:
+            return NOTHING  # it was quick: its replica takes the message away when it has our confirmation
         if attempt != self.attempt or self.state in ENDED:
             return (DeleteMessage(seq),)
         self.seq = seq
@@ -421,6 +424,7 @@ class Flight:
         if self._all_finished():
             usage = Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.num_tokens)
             self._done = self._done or Done(self.id, self.attempt, usage, Timings())
+            self._is_left = True
             ending = self._finish(now)
             return ending if self.seq is None else (DeleteMessage(self.seq), *ending)
         # 2. A replica that stops in order is no sign of a job that kills replicas.

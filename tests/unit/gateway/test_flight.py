@@ -377,6 +377,22 @@ def test_a_job_cancelled_while_being_published_is_deleted_afterwards() -> None:
     assert flight.on_published(1, 11, 0.2) == (DeleteMessage(11),)
 
 
+def test_a_job_that_is_done_before_the_queue_acknowledges_it_is_left_to_its_replica() -> None:
+    flight = a_flight()
+    flight.on_item("A", "w", accepted(), 0.1)
+    flight.on_item("A", "w", delta(0, finish="stop"), 0.1)
+    assert flight.on_item("A", "w", done(), 0.1) == (SendConfirm("A", 1), End())
+    assert flight.on_published(1, 11, 0.2) == ()
+
+
+def test_a_job_that_is_done_without_its_replica_is_deleted_when_the_queue_acknowledges_it() -> None:
+    flight = a_flight()
+    flight.on_item("A", "w", accepted(), 0.1)
+    flight.on_item("A", "w", delta(0, finish="stop"), 0.1)
+    assert flight.on_lost("A", "dead", 0.2) == (SendConfirm("A", 1), End())
+    assert flight.on_published(1, 11, 0.3) == (DeleteMessage(11),)
+
+
 def test_a_late_acknowledgement_of_a_void_attempt_deletes_its_message() -> None:
     flight = a_flight()
     flight.on_item("A", "w", accepted(), 0.1)
