@@ -112,7 +112,8 @@ class Catalogue:
         if not takes:
             return None
         since = min((one.since_s for one in replicas if one.state == "loading"), default=0.0)
-        return max(0.0, sum(takes) / len(takes) - (self._wall() - since if since else 0.0))
+        mean = sum(takes) / len(takes)
+        return min(mean, max(0.0, mean - (self._wall() - since if since else 0.0)))  # clocks may differ
 
     def load_waited_s(self, replica: str, waited_s: float) -> float:
         """Of a wait that began `waited_s` ago: how long this replica was not ready yet."""

@@ -84,8 +84,9 @@ class Dispatcher:
 
     # --- requests --------------------------------------------------------------------------------------------
 
-    def submit(self, request: InferenceRequest, job_id: str, model: str = "") -> Flight:
-        """Publish a job for this request. Failures come out of the flight. `model`: whose alias the request names.
+    def submit(self, request: InferenceRequest, job_id: str, model: str = "", share: str = "") -> Flight:
+        """Publish a job for this request. Failures come out of the flight. `model`: whose alias the request names;
+        `share`: whose share of a replica it takes.
 
         Raises QueueFull and ShuttingDown (of gateway.errors), which need no job to be known.
         """
@@ -107,6 +108,7 @@ class Dispatcher:
             inputs=list(request.inputs),
             constraint=request.constraint,
             job_class=request.job_class,
+            share=share,
             deadline_s=time.time() + self._settings.job_deadline_s,
             estimate_tokens=request.estimate_tokens,
         )

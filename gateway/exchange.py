@@ -27,6 +27,7 @@ from gateway.merged import Merged
 from gateway.metrics import Metrics
 from gateway.request import Broken, Event, Finished, InferenceRequest, Waiting
 from gateway.responses.background import Background
+from gateway.share import share_of
 from gateway.streams import Reader
 from shared import log as logs
 from shared import names
@@ -81,7 +82,7 @@ class Exchange:
             request = await self._read(headers, receive)
             model = request.model
             record = self._services.catalogue.require(model, request.task)
-            self._submit(request, record.id)
+            self._submit(request, record.id, share_of(headers))
             if self._services.catalogue.state(record.id) not in ("ready", "loading"):
                 self._services.demand.ask(record.id)
             await self._serve(request, receive, send)
@@ -108,14 +109,14 @@ class Exchange:
 
     async def _read(self, headers: Mapping[str, str], receive: Receive) -> InferenceRequest:
         bodies.check_headers(headers)
-        raw = await bodies.read(receive, headers, self._services.max_body_bytes)
-        return self._dialect.parse(bodies.decode(raw), headers)
+        body, _ = await bodies.read_object(receive, headers, self._services.max_body_bytes)
+        return self._dialect.parse(body, headers)
 
-    def _submit(self, request: InferenceRequest, model: str) -> None:
+    def _submit(self, request: InferenceRequest, model: str, share: str) -> None:
         submit = self._services.dispatcher.submit
-        self._flights.append(submit(request, self._job, model))
+        self._flights.append(submit(request, self._job, model, share))
         for prompt in request.further:
-            self._flights.append(submit(replace(request, prompt=prompt), names.new_id(), model))
+            self._flights.append(submit(replace(request, prompt=prompt), names.new_id(), model, share))
 
     def _cancel(self) -> None:
         for flight in self._flights:

@@ -14,6 +14,7 @@ import msgspec
 
 from shared import sources
 from shared.errors import CatalogueError
+from shared.options import check as check_options
 from shared.records import ModelRecord
 
 ORIGIN = "models.toml"  # marks the records that come from the file
@@ -71,6 +72,10 @@ class _Reader:
         for key in self._tables:
             if key not in ("model", "aliases"):
                 raise self._bad(self._line(key), f"there is no table {key!r}", "use [[model]] and [aliases]")
+        if not any(line.strip() for line in self._lines):
+            raise self._bad(
+                1, "the file is empty", "write [[model]]; a catalogue without models has at least a comment"
+            )
         entries = self._tables.get("model", [])
         if not isinstance(entries, list):
             raise self._bad(self._line("model"), "[model] is one table", "write [[model]], once for each model")
@@ -121,6 +126,10 @@ class _Reader:
                 refuse(key, "is out of bounds", f"stay between {lowest:g} and {highest:g}")
         if record.min_replicas > record.max_replicas:
             refuse("min_replicas", "is more than max_replicas", f"raise max_replicas from {record.max_replicas}")
+        if wrong := check_options(record.options, record.backend, record.task):
+            line = self._line(wrong.name, index)
+            line = line if line != self._line("", index) else self._line("options", index)
+            raise self._bad(line, f"the option {wrong.name}: {wrong.problem}", wrong.remedy)
         for key, allowed in (("sampling", SAMPLING), ("capabilities", CAPABILITIES), ("cost", COST)):
             for name, value in getattr(record, key).items():
                 if name not in allowed:

@@ -20,8 +20,10 @@ from shared.fleet import Fleet
 from shared.kv import Bucket
 from shared.records import ModelRecord
 
-LOOK_S = 1.0  # between two looks at the file
+LOOK_S = 0.5  # between two looks at the file; what is the same at two of them counts
 MAX_BYTES = 4 << 20
+
+_Stamp = tuple[int, ...] | None
 
 log = logs.get(__name__)
 
@@ -71,13 +73,14 @@ class ModelsLoader:
         self._bucket = Bucket(bus, names.PLAN)
         self._fleet = fleet
         self._path = path
-        self._seen: tuple[int, ...] | None = None
+        self._seen: _Stamp = None  # of what was read
+        self._before: _Stamp = None  # at the last look
         self._pending: list[ModelRecord] | None = None
         self._tasks = Tasks()
 
     async def start(self) -> None:
         """Read the file and begin to follow it. Raises CatalogueError."""
-        self._seen = self._stamp()
+        self._seen = self._before = self._stamp()
         self._pending = await asyncio.to_thread(read, self._path)
         await self._write()
         self._tasks.spawn(self._follow(), "catalogue")
@@ -90,14 +93,22 @@ class ModelsLoader:
         while True:
             await asyncio.sleep(LOOK_S)
             stamp = self._stamp()
-            if stamp != self._seen:
-                self._seen = stamp
-                try:
-                    self._pending = await asyncio.to_thread(read, self._path)
-                except CatalogueError as error:
-                    self._pending = None
-                    log.error("catalogue.refused", path=error.path, line=error.line, error=str(error))
+            # A file that changed since the last look may still be being written; half of one may be good TOML, too.
+            if stamp != self._seen and stamp == self._before:
+                await self._read_again()
+            self._before = stamp
             await self._write()
+
+    async def _read_again(self) -> None:
+        stamp = self._before
+        try:
+            records = await asyncio.to_thread(read, self._path)
+        except CatalogueError as error:
+            self._seen, self._pending = stamp, None
+            log.error("catalogue.refused", path=error.path, line=error.line, error=str(error))
+        else:
+            if self._stamp() == stamp:  # else it changed meanwhile, and is read at a later look
+                self._seen, self._pending = stamp, records
 
     async def _write(self) -> None:
         """Bring the plan up to date; what fails for want of a server is tried again at the next look."""
@@ -117,7 +128,7 @@ class ModelsLoader:
         log.info("catalogue.loaded", path=str(self._path), models=len(self._pending), changed=len(todo))
         self._pending = None
 
-    def _stamp(self) -> tuple[int, ...] | None:
+    def _stamp(self) -> _Stamp:
         try:
             status = self._path.stat()
         except OSError:

@@ -12,6 +12,7 @@ from gateway.dialects.parameters import Parameters
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
+_EVENT: Schema = {"description": "server-sent events; readers differ in what they take for one"}
 _FLAG: Schema = {"type": ["boolean", "null"]}
 _OBJECT: Schema = {"type": "object"}
 _OBJECTS: Schema = {"type": "array", "items": _OBJECT}
@@ -49,7 +50,7 @@ _MESSAGE: Schema = {
     "type": "object",
     "required": ["role"],
     "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
         "content": {
             "anyOf": [
                 {"type": ["string", "null"]},
@@ -66,6 +67,7 @@ _MESSAGE: Schema = {
         "name": {"type": ["string", "null"]},
         "tool_calls": {"type": ["array", "null"], "items": _OBJECT},
         "tool_call_id": {"type": ["string", "null"]},
+        "function_call": {"type": ["object", "null"]},
         "reasoning_content": {"type": ["string", "null"]},
     },
 }
@@ -76,6 +78,11 @@ _TYPES: dict[str, Schema] = {
     "tools": {"type": ["array", "null"], "items": _FUNCTION_TOOL},
     "tool_choice": {"anyOf": [{"enum": ["auto", "none", "required", None]}, _OBJECT]},
     "parallel_tool_calls": _FLAG,
+    "functions": {"type": ["array", "null"], "items": _FUNCTION_TOOL["properties"]["function"]},
+    "function_call": {"anyOf": [{"enum": ["auto", "none", None]}, _OBJECT]},
+    "thinking_budget": _integer(1),
+    "continue_final_message": _FLAG,
+    "add_generation_prompt": _FLAG,
     "temperature": _number(0, 2),
     "top_p": _number(0, 1),
     "top_k": _integer(-1),
@@ -233,7 +240,7 @@ def describe(found: dict[str, Any]) -> dict[str, Any]:
             request, answer, streams = PATHS.get((path, method), ("", "Object", False))
             if request:
                 operation["requestBody"] = {"required": True, "content": _json(request)}
-            content = _json(answer) | ({"text/event-stream": {"schema": _TEXT}} if streams else {})
+            content = _json(answer) | ({"text/event-stream": {"schema": _EVENT}} if streams else {})
             operation["responses"] = {"200": {"description": "The answer.", "content": content}} | {
                 status: {"description": what, "content": _json("Error")} for status, what in _REFUSALS.items()
             }

@@ -33,7 +33,7 @@ from shared.settings import BusSettings
 
 Kind = Literal["gateway", "replica", "worker", "cli"]
 
-OUTBOUND_BYTES = 8 << 20  # what may wait for a connection before publish refuses
+OUTBOUND_BYTES = 64 << 20  # what may wait for a connection before publish refuses
 RECONNECT_WAIT_S = 0.1
 PING_S = 2  # twice unanswered: the connection is dead
 WATCHDOG_S = 0.25

@@ -44,6 +44,7 @@ FailureKind = Literal[
     "",  # anything else: tried again where it is, and elsewhere if there is an elsewhere
     "no_memory",  # not beside what the device holds now
     "does_not_fit",  # not even on the empty device
+    "underestimated",  # more than it was promised or granted: with `needed_bytes` it may run
 ]
 
 

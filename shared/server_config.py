@@ -33,6 +33,7 @@ def render(settings: BrokerSettings) -> str:
         port=settings.port,
         files=_files(settings),
         max_payload=settings.max_payload_bytes,
+        max_pending=max(64 << 20, 4 * settings.max_payload_bytes),  # a few such messages for one connection
         store=_quote(settings.store_dir),
         max_memory=settings.max_memory_bytes,
         max_file=settings.max_file_bytes,
@@ -55,6 +56,7 @@ port: {port}
 {files}
 # A whole prompt with its images is one message.
 max_payload: {max_payload}
+max_pending: {max_pending}
 
 # A connection that is half open is noticed within about six seconds; a reader that stopped, within five.
 ping_interval: "2s"

@@ -86,7 +86,7 @@ class GatewaySettings(_ProcessSettings):
     listen: str = "127.0.0.1:31313"
     metrics_listen: str = "127.0.0.1:31314"
     bus: BusSettings = BusSettings()
-    max_body_bytes: int = Field(default=32 << 20, gt=0)
+    max_body_bytes: int = Field(default=32_000_000, gt=0)  # a job adds some; see max_payload_bytes of the broker
     accept_wait_s: float = Field(default=3.0, ge=0)  # how long HTTP headers are held back
     keepalive_s: float = Field(default=10.0, gt=0)  # between two signs of life on a waiting stream
     job_deadline_s: float = Field(default=1800, gt=0)
@@ -168,7 +168,7 @@ class BrokerSettings(_ProcessSettings):
     log_file: str = ""  # empty: stderr
     max_memory_bytes: int = Field(default=256 << 20, gt=0)
     max_file_bytes: int = Field(default=8 << 30, gt=0)
-    max_payload_bytes: int = Field(default=8 << 20, gt=0, le=64 << 20)
+    max_payload_bytes: int = Field(default=33_000_000, gt=0, le=64 << 20)  # JetStream files take 32 MiB at most
     gateway_password: str = Field(default="$GATEWAY_PASSWORD", min_length=1, repr=False)
     operator_password: str = Field(default="$OPERATOR_PASSWORD", min_length=1, repr=False)
     system_password: str = Field(default="$SYSTEM_PASSWORD", min_length=1, repr=False)

@@ -46,11 +46,15 @@ AgentToFront = FrontConfig | Drain
 # --- front → agent -------------------------------------------------------------------------------------------
 
 
+FatalKind = Literal["", "out_of_memory"]  # why a rank ended, where that changes what is done about it
+
+
 class FrontStatus(Struct, tag="status", kw_only=True):
     """What the agent writes into the replica's record; sent on change, at most ten times a second."""
 
     state: Literal["loading", "ready", "draining", "failed"]
     reason: str = ""
+    kind: FatalKind = ""  # of a failure
     stage: str = ""
     done_bytes: int = 0
     total_bytes: int = 0
@@ -229,6 +233,7 @@ class Fatal(Struct, tag="fatal"):
     """The rank cannot go on and exits."""
 
     message: str
+    kind: FatalKind = ""
 
 
 RankToFront = Loading | Ready | Step | Fatal

@@ -23,9 +23,10 @@ def check(file: Annotated[Path, typer.Argument(help="A models.toml.")]) -> None:
 
 @app.command("import")
 def import_files(
-    files: Annotated[list[Path], typer.Argument(help="cortex.toml, models.toml or both.")],
+    files: Annotated[list[Path], typer.Argument(help="cortex.toml, models.toml, neuron.toml: any of them.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Directory for gateway.toml and models.toml.", show_default="stdout")
+        Path | None,
+        typer.Option("--out", help="Directory for gateway.toml, models.toml, worker.toml.", show_default="stdout"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
 ) -> None:
@@ -35,6 +36,10 @@ def import_files(
 
     found = translate({str(file): _read(file) for file in files})
     texts = {}
+    if found.gateway and out is not None and (found.models or found.aliases):
+        found.gateway["models"] = str((out / "models.toml").absolute())
+    if found.worker:
+        texts["worker.toml"] = found.worker_toml()
     if found.gateway:
         texts["gateway.toml"] = found.gateway_toml()
     if found.models or found.aliases:

@@ -1,4 +1,4 @@
-"""Settings of the system that this one replaces, translated: `cortex.toml` and its `models.toml`.
+"""Settings of the system that this one replaces, translated: `cortex.toml`, its `models.toml`, and `neuron.toml`.
 
 Pure: texts in, texts and notes out. Everything that has no counterpart is named in a note, nothing is dropped in
 silence.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import SettingsError
+from shared.sources import is_scheme
 
 PINNED_CLASS = 1000  # what a model pinned to hosts had unless its entry said otherwise
 USUAL_CLASS = 100
@@ -31,28 +32,36 @@ _NO_COUNTERPART = {
     "entitlements": "keys, caps and budgets are not part of the gateway yet; put it behind a proxy that checks keys",
     "upstream": "there is no upstream authority for keys and budgets",
     "harnesses": "a worker has one engine; its options are per model",
-    "harness": "caches and mirrors are settings of the worker: config/worker.toml",
-    "default_models": "give those models min_replicas = 1 in models.toml",
+    "port": "workers listen nowhere: they only connect to the nats-server",
+}
+# Of a worker's [harness.candle]; tables with what they were for.
+_NO_COUNTERPART_OF_WORKERS = {
+    "hf_cache": "set HF_HUB_CACHE in the worker's environment",
+    "default_source": "a source without a scheme is of the hub that HF_ENDPOINT names",
+    "prefix_cache": "prefixes share the KV cache, and are dropped when it is full",
+    "context_limit": "it follows from the model and the memory that it is granted; an entry's context_limit lowers it",
+    "admission": "jobs wait in the queue; how many run follows from slots and the cache",
+    "image": "there is no image generation",
 }
 
 
 @dataclass
 class Imported:
-    """A translation: the tables of both files, and what had no counterpart."""
+    """A translation: the tables of the three files, and what had no counterpart."""
 
     gateway: dict[str, Any] = field(default_factory=dict)
+    worker: dict[str, Any] = field(default_factory=dict)
     models: list[dict[str, Any]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def gateway_toml(self) -> str:
         """The text of gateway.toml."""
-        plain = {key: value for key, value in self.gateway.items() if not isinstance(value, dict)}
-        tables = {key: value for key, value in self.gateway.items() if isinstance(value, dict)}
-        lines = _lines(plain)
-        for name, table in tables.items():
-            lines += ["", f"[{name}]", *_lines(table)]
-        return "\n".join(lines) + "\n"
+        return _settings_toml(self.gateway)
+
+    def worker_toml(self) -> str:
+        """The text of worker.toml."""
+        return _settings_toml(self.worker)
 
     def models_toml(self) -> str:
         """The text of models.toml."""
@@ -94,8 +103,16 @@ def _translate_file(found: Imported, name: str, tables: Mapping[str, Any]) -> No
                 found.notes.append(f"{name}: defrag_after_cycles is kept and has no effect: an unload ends the process")
         elif key == "models_config":
             found.gateway["models"] = str(value)
+            found.notes.append(
+                f"{name}: models_config: {value} is in the old form; import it too, and name the new file"
+            )
         elif key in ("neurons", "nodes") and isinstance(value, list):
-            found.notes += [_note_of_host(name, host) for host in value if isinstance(host, dict)]
+            for host in value:
+                found.notes += _notes_of_host(name, host) if isinstance(host, dict) else []
+        elif key == "harness" and isinstance(value, dict):
+            _translate_harness(found, name, value)
+        elif key == "default_models" and isinstance(value, list):
+            found.notes += [_note_of_default(name, one) for one in value]
         elif key in _ENTRIES and isinstance(value, list):
             found.models += [_model(found, name, entry) for entry in value if isinstance(entry, dict)]
         elif key in _ENTRIES and isinstance(value, dict):  # profiles by name
@@ -111,14 +128,49 @@ def _take(found: Imported, where: str, table: Mapping[str, Any], into: dict[str,
     for key, value in table.items():
         if key in keys:
             into[keys[key]] = value
-        else:
+        elif key != "auth_env":  # which has a note of its own
             found.notes.append(f"{where}: {key}: there is no counterpart")
 
 
-def _note_of_host(name: str, host: Mapping[str, Any]) -> str:
+def _notes_of_host(name: str, host: Mapping[str, Any]) -> list[str]:
     own = host.get("name", "?")
     where = f" (it was at {host['endpoint']})" if "endpoint" in host else ""
-    return f"{name}: host {own!r}{where}: gateways keep no list of hosts; start `plexus-worker --name {own}` there"
+    rest = [key for key in host if key not in ("name", "endpoint")]
+    first = f"{name}: host {own!r}{where}: gateways keep no list of hosts; start `plexus-worker --name {own}` there"
+    return [first, *(f"{name}: host {own!r}: {key}: workers find out themselves, or there is none" for key in rest)]
+
+
+def _note_of_default(name: str, model: Any) -> str:
+    own = model.get("model_id", model.get("id", "?")) if isinstance(model, dict) else model
+    return f"{name}: default_models: {own!r}: give it min_replicas = 1 and workers = [this worker] in models.toml"
+
+
+def _translate_harness(found: Imported, name: str, harnesses: Mapping[str, Any]) -> None:
+    """Mirrors and seats of a worker; everything else is named."""
+    for harness, table in harnesses.items():
+        where = f"{name}: [harness.{harness}]"
+        for key, value in table.items():
+            if key == "sources":
+                for scheme, source in value.items():
+                    _translate_mirror(found, f"{where}: sources.{scheme}", scheme, source)
+                continue
+            inner = value if isinstance(value, dict) else {}
+            if key == "admission" and "max_in_flight" in inner:
+                found.worker["slots"] = max(1, int(inner["max_in_flight"]))
+                found.notes.append(f"{where}: admission.max_in_flight became slots; 32 is usual here")
+            reason = _NO_COUNTERPART_OF_WORKERS.get(key, "there is no counterpart")
+            names = [f"{key}.{one}" for one in inner if one != "max_in_flight"] if inner else [key]
+            found.notes += [f"{where}: {one}: {reason}" for one in names]
+
+
+def _translate_mirror(found: Imported, where: str, scheme: str, source: Mapping[str, Any]) -> None:
+    if not is_scheme(scheme):
+        found.notes.append(f"{where}: the usual hub is set up by HF_ENDPOINT, HF_TOKEN and HF_HUB_CACHE")
+        return
+    made = found.worker.setdefault("sources", {}).setdefault(scheme, {})
+    _take(found, where, source, made, {"endpoint": "endpoint", "cache_dir": "cache_dir"})
+    if "auth_env" in source:
+        found.notes.append(f"{where}: auth_env: put the token into a file and name it with token_file")
 
 
 def _model(found: Imported, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,6 +231,15 @@ def _add_details(found: Imported, note: str, made: dict[str, Any], left: dict[st
 def _renamed(table: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The values of these keys under their new names; taken out of the table."""
     return {new: table.pop(old) for old, new in names.items() if old in table}
+
+
+def _settings_toml(settings: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+    lines = _lines(plain)
+    for name, table in settings.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *_lines(table)]
+    return "\n".join(lines) + "\n"
 
 
 def _lines(table: Mapping[str, Any]) -> list[str]:

@@ -224,4 +224,4 @@ def _as_error(text: str) -> str:
 
 def _refusal(kind: str, where: str) -> NotSupported:
     what = "images" if kind == "image" else f"blocks of type {kind[:60]!r}"
-    return NotSupported(f"{where}: {what} are not supported; send text.", param=f"{where}.type")
+    return NotSupported(f"{where}: {what} are not supported: this model takes text only.", param=f"{where}.type")

@@ -10,7 +10,7 @@ from gateway.dialects import anthropic_content, anthropic_errors, anthropic_tool
 from gateway.dialects.anthropic_answer import Stream, Whole, ping
 from gateway.dialects.fields import bad
 from gateway.dialects.openai_constraint import schema_constraint
-from gateway.dialects.parameters import Parameters
+from gateway.dialects.parameters import Parameters, strangers
 from gateway.errors import ApiError, NotSupported
 from gateway.request import InferenceRequest, Waiting
 from shared.messages import Constraint, Prompt, Sampling
@@ -21,7 +21,7 @@ EFFORTS = ("low", "medium", "high", "xhigh", "max")
 PARAMETERS = Parameters(
     honoured={
         "model": "the id or an alias of a model, as GET /v1/models lists them",
-        "messages": "roles user, assistant and system, the last also between turns; a last one of the assistant is continued",
+        "messages": "roles user, assistant, system (also between turns); a last one of the assistant is continued",
         "system": "a string or text blocks",
         "max_tokens": "required; clamped to what the context leaves",
         "stream": "server-sent events",
@@ -31,7 +31,7 @@ PARAMETERS = Parameters(
         "stop_sequences": f"up to {MAX_STOPS}; stop_reason and stop_sequence say which one was met",
         "tools": "custom tools; `defer_loading` tools are shown where a tool result refers to them",
         "tool_choice": "auto, any, tool, none; disable_parallel_tool_use; any and tool are constrained decoding",
-        "thinking": "enabled and adaptive turn it on, disabled off; budget_tokens is a bound, see below; display omitted",
+        "thinking": "enabled and adaptive turn it on, disabled off; budget_tokens is a bound; display omitted",
         "output_config": "effort, to the chat template; format json_schema, by constrained decoding",
         "output_format": "the older name of output_config.format",
         "seed": "an extension: every random number is a function of seed and position",
@@ -60,6 +60,13 @@ PARAMETERS = Parameters(
         "n": ((1,), "send one request for each answer"),
     },
 )
+
+
+_INNER = {
+    "thinking": ("type", "budget_tokens", "display"),
+    "output_config": ("effort", "format"),
+    "tool_choice": ("type", "name", "disable_parallel_tool_use"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +117,12 @@ def _read(body: dict[str, Any], max_tokens: int | None) -> InferenceRequest:
         include_usage=True,
         estimate_tokens=conversation.estimate_tokens(prompt),
         notes=notes,
-        ignored=tuple(ignored + tools.dropped + read.dropped),
+        ignored=tuple(ignored + _strangers(body) + tools.dropped + read.dropped),
     )
+
+
+def _strangers(body: dict[str, Any]) -> list[str]:
+    return [path for key, known in _INNER.items() for path in strangers(body, key, known)]
 
 
 def _sampling(body: dict[str, Any], max_tokens: int | None, thinking_budget: int | None) -> Sampling:

@@ -98,10 +98,10 @@ def array(body: dict[str, Any], key: str, most: int, path: str = "") -> list[Any
     return value
 
 
-def check_depth(value: object, where: str) -> None:
+def check_depth(value: object, where: str, most: int = MAX_DEPTH) -> None:
     """Refuses free-form values that nest so deep that a later reader would fail on them."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(most):
         level = [
             inner
             for item in level
@@ -110,7 +110,7 @@ def check_depth(value: object, where: str) -> None:
         ]
         if not level:
             return
-    raise bad(where, f"must not nest deeper than {MAX_DEPTH} levels")
+    raise bad(where, f"must not nest deeper than {most} levels")
 
 
 def _shown(value: object) -> str:

@@ -86,7 +86,7 @@ def _part(part: object, where: str) -> str:
         return fields.string(part, "refusal", f"{where}.") or ""
     if kind != "text":
         raise NotSupported(
-            f"{where}.type {(kind or 'null')[:40]!r} is not supported: this gateway serves text parts.",
+            f"{where}.type {(kind or 'null')[:40]!r} is not supported: this model takes text only.",
             param=f"{where}.type",
         )
     text = fields.string(part, "text", f"{where}.")

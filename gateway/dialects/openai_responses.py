@@ -15,7 +15,7 @@ from gateway.dialects.openai_constraint import schema_constraint
 from gateway.dialects.openai_responses_answer import Notes, Stream, Whole, error_json, event_bytes
 from gateway.dialects.openai_responses_input import Input, Past
 from gateway.dialects.openai_responses_output import Form
-from gateway.dialects.parameters import Parameters
+from gateway.dialects.parameters import Parameters, strangers
 from gateway.errors import ApiError, NotSupported, to_json
 from gateway.request import InferenceRequest, Waiting
 from shared.messages import Constraint, Prompt
@@ -35,7 +35,7 @@ PARAMETERS = Parameters(
         "tool_choice": "auto, none, required, function, custom, allowed_tools; required calls are constrained decoding",
         "parallel_tool_calls": "false: at most one call in an answer",
         "text": "format text, json_object, json_schema, by constrained decoding; verbosity is ignored",
-        "reasoning": "effort, to the chat template; summary: the reasoning comes there; max_tokens, an extension, bounds it",
+        "reasoning": "effort, to the template; summary: the reasoning comes there; max_tokens bounds it (extension)",
         "include": f"{ENCRYPTED}, {LOGPROBS}; others name what is never there",
         "max_output_tokens": "clamped to what the context leaves; reasoning counts",
         **{name: text for name, text in openai_sampling.HONOURED.items() if name != "n"},
@@ -44,7 +44,7 @@ PARAMETERS = Parameters(
         "store": "default true: the response can be fetched, and continued from, until it expires",
         "background": "true: answered at once, to be fetched later; needs store, and no stream",
         "metadata": "up to 16 pairs of strings, given back",
-        "truncation": "disabled; the message of a 400 says by how much a prompt is too long",
+        "truncation": "auto leaves out the oldest items until the prompt fits; disabled: that is a 400",
         "service_tier": "flex and batch wait behind all other requests; every other tier is the one there is",
     },
     ignored={
@@ -69,6 +69,10 @@ PARAMETERS = Parameters(
 )
 
 
+_REPEATED = ("input", "tools", "tool_choice", "text")  # in the answer, or in the store, with all that is in them
+_INNER = {"reasoning": ("effort", "summary", "generate_summary", "max_tokens"), "text": ("format",)}
+
+
 def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
     """The request that a body means which refers to nothing stored."""
     return read(body, Past())
@@ -80,6 +84,8 @@ def read(body: dict[str, Any], past: Past) -> InferenceRequest:
     model = fields.string(body, "model")
     if not model:
         raise bad("model", "is required: the id of a model, as GET /v1/models lists them")
+    for name in _REPEATED:
+        fields.check_depth(body.get(name), name, 2 * fields.MAX_DEPTH)
     tools = openai_responses_tools.read(body)
     choice = openai_responses_tools.choose(body, tools)
     given = Input(past)
@@ -93,6 +99,8 @@ def read(body: dict[str, Any], past: Past) -> InferenceRequest:
         tool_choice=choice,
         parallel_tool_calls=parallel,
         template=template,
+        freeform=tools.freeform,
+        shorten=_shortens(body),
     )
     top = fields.integer(body, "top_logprobs", 0, openai_sampling.MAX_TOP_LOGPROBS)
     has_logprobs = bool(top) or LOGPROBS in include
@@ -121,7 +129,7 @@ def read(body: dict[str, Any], past: Past) -> InferenceRequest:
         "tools": tools.echo,
         "top_logprobs": top or 0,
         "top_p": sampling.top_p,
-        "truncation": "disabled",
+        "truncation": body.get("truncation") or "disabled",
         "metadata": metadata,
     }
     is_summary = (reasoning["summary"] or "none") != "none"
@@ -143,8 +151,12 @@ def read(body: dict[str, Any], past: Past) -> InferenceRequest:
             is_stored=stored,
             is_background=background,
         ),
-        ignored=tuple(ignored + tools.dropped + given.dropped),
+        ignored=tuple(ignored + _strangers(body) + tools.dropped + given.dropped),
     )
+
+
+def _strangers(body: dict[str, Any]) -> list[str]:
+    return [path for key, known in _INNER.items() for path in strangers(body, key, known)]
 
 
 def _delivery(body: dict[str, Any]) -> tuple[bool, bool, bool]:
@@ -158,13 +170,15 @@ def _delivery(body: dict[str, Any]) -> tuple[bool, bool, bool]:
         raise NotSupported(
             "background responses are not streamed: fetch the response until its status is final.", param="stream"
         )
-    truncation = fields.string(body, "truncation")
-    if truncation not in (None, "disabled"):
-        raise NotSupported(
-            f'truncation {truncation[:40]!r} is not supported: use "disabled", and shorten the input.',
-            param="truncation",
-        )
     return stream, stored, background
+
+
+def _shortens(body: dict[str, Any]) -> bool:
+    """Whether the oldest items are to be left out rather than the request refused."""
+    truncation = fields.string(body, "truncation")
+    if truncation not in (None, "auto", "disabled"):
+        raise bad("truncation", 'must be "auto" or "disabled"', truncation)
+    return truncation == "auto"
 
 
 def _include(body: dict[str, Any]) -> set[str]:

@@ -198,8 +198,9 @@ def _part(part: object, where: str) -> str:
     kind = fields.string(part, "type", f"{where}.")
     if kind not in _TEXTS:
         what = {"input_image": "images", "input_file": "files", "input_audio": "audio"}.get(kind or "")
+        what = what or f"parts of type {(kind or str(None))[:60]!r}"
         raise NotSupported(
-            f"{where}: {what or f'parts of type {(kind or str(None))[:60]!r}'} are not supported; send text.",
+            f"{where}: {what} are not supported: this model takes text only.",
             param=f"{where}.type",
         )
     key = _TEXTS[kind]

@@ -3,7 +3,7 @@
 | type | becomes |
 |---|---|
 | function | itself |
-| custom (freeform) | a function with one text parameter, `input`; its calls go back as custom tool calls |
+| custom (freeform) | a function with one text parameter, `input`, held to its grammar; its calls go back as custom |
 | namespace | its functions, named `<namespace>__<name>`; their calls go back with both names apart |
 | those that OpenAI's servers run, or whose schemas only its models know | nothing: clients send them along |
 """
@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from gateway.dialects import conversation, fields
 from gateway.dialects.fields import bad
+from gateway.dialects.openai_constraint import MAX_GRAMMAR
 from gateway.errors import NotSupported
+from shared.messages import Constraint
 
 MAX_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -35,6 +37,7 @@ class Tools:
 
     listed: list[dict[str, Any]] = field(default_factory=list)  # in the normal form
     named: dict[str, Named] = field(default_factory=dict)  # by the name that the model sees
+    freeform: dict[str, Constraint] = field(default_factory=dict)  # likewise: what the text of a custom tool must match
     dropped: list[str] = field(default_factory=list)  # paths of what has no effect
     echo: list[dict[str, Any]] = field(default_factory=list)  # as the answer repeats them
 
@@ -133,7 +136,10 @@ def _add(tool: dict[str, Any], where: str, tools: Tools, namespace: str | None) 
     description = fields.string(tool, "description", path)
     if tool["type"] == "custom":
         tools.named[flat] = Named("custom", name, namespace)
-        tools.listed.append(_freeform(flat, description, fields.mapping(tool, "format", path), f"{path}format."))
+        form = _form(fields.mapping(tool, "format", path) or {}, f"{path}format.")
+        if form is not None:
+            tools.freeform[flat] = form
+        tools.listed.append(_freeform(flat, description, form))
         return
     parameters = fields.mapping(tool, "parameters", path)
     if parameters is not None:
@@ -143,15 +149,26 @@ def _add(tool: dict[str, Any], where: str, tools: Tools, namespace: str | None) 
     tools.listed.append(conversation.function(flat, description, parameters, strict))
 
 
-def _freeform(name: str, description: str | None, form: dict[str, Any] | None, where: str) -> dict[str, Any]:
-    """A tool that takes free text. Its grammar is shown to the model, and not enforced."""
-    rule = "The text, as it is."
-    kind = fields.string(form, "type", where) if form else None
-    if form and kind == "grammar":
-        syntax, definition = fields.string(form, "syntax", where), fields.string(form, "definition", where)
-        rule = f"Text of this {syntax or ''} grammar:\n{definition or ''}"
-    elif kind not in (None, "text"):
+def _form(form: dict[str, Any], where: str) -> Constraint | None:
+    """What the text of a custom tool must match; None: it is free. Raises InvalidRequest naming the field."""
+    kind = fields.string(form, "type", where)
+    if kind in (None, "text"):
+        return None
+    if kind != "grammar":
         raise bad(f"{where}type", 'must be "text" or "grammar"', kind)
+    syntax, definition = fields.string(form, "syntax", where), fields.string(form, "definition", where)
+    if syntax not in ("lark", "regex"):
+        raise bad(f"{where}syntax", 'must be "lark" or "regex"', syntax if syntax is not None else "null")
+    if not definition or len(definition) > MAX_GRAMMAR:
+        raise bad(f"{where}definition", f"must be a text of 1 to {MAX_GRAMMAR} characters")
+    return Constraint(kind="grammar" if syntax == "lark" else "regex", value=definition)
+
+
+def _freeform(name: str, description: str | None, form: Constraint | None) -> dict[str, Any]:
+    """A tool that takes free text."""
+    rule = "The text, as it is."
+    if form is not None:
+        rule = f"Text of this {'lark' if form.kind == 'grammar' else 'regex'} grammar:\n{form.value}"
     parameters = {
         "type": "object",
         "properties": {"input": {"type": "string", "description": rule}},

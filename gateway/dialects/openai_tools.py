@@ -1,4 +1,4 @@
-"""Tools of a chat body, and which of them the model may or must call; also in the older words functions and function_call."""
+"""Tools of a chat body, and which of them the model may or must call; also in the older words, as functions."""
 
 import re
 from typing import Any

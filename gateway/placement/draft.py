@@ -79,6 +79,11 @@ class Draft:
         """Every model that has a place."""
         return {model for _, model in self._places}
 
+    def since_s(self, worker: str, model: str) -> float:
+        """When a model was assigned to the worker; 0: it is not, or nobody knows."""
+        place = self._places.get((worker, model))
+        return place.at_s if place is not None else 0.0
+
     def has(self, worker: str, model: str) -> bool:
         """Is the model assigned to the worker?"""
         return (worker, model) in self._places

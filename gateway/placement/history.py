@@ -9,9 +9,10 @@ from collections.abc import Collection
 
 import msgspec
 
+from gateway.placement.clocks import Clocks
 from gateway.placement.view import Backlog, Size, View, variant
 from shared.fleet import Fleet
-from shared.records import Failure, MeasuredRecord, Measurement
+from shared.records import Failure, MeasuredRecord, Measurement, ReplicaRecord, WorkerRecord
 from shared.settings import EvictionSettings, PlacementSettings
 
 AVOID_S = 60.0  # a worker that failed with a model is not tried again before, once it failed often
@@ -32,6 +33,9 @@ class History:
         self._counts: dict[tuple[str, str], int] = {}
         self._present: set[str] = set()  # workers
         self._departed: dict[str, float] = {}  # workers that went, and when
+        self._incarnations: dict[str, str] = {}
+        self._noted: dict[tuple[str, str], float] = {}  # when each failure was, by its worker's clock
+        self._clocks = Clocks()
 
     def ask(self, model: str, now: float) -> None:
         """A gateway has jobs that wait for this model."""
@@ -59,7 +63,10 @@ class History:
         for pair in ready & self._counts.keys():
             self._counts.pop(pair)
             self._failures.pop(pair, None)
+        self._clocks.keep(self._present)
         for worker in fleet.workers.values():
+            self._clocks.saw(worker.name, worker.at_s, now)
+            self._meet(worker)
             for failure in worker.failures:
                 if (worker.name, failure.model) not in ready:
                     self._note(worker.name, failure)
@@ -67,14 +74,35 @@ class History:
         if len(self._counts) > MAX_ASKED:
             self._counts.clear()
 
+    def _meet(self, worker: WorkerRecord) -> None:
+        """An agent that was started anew may have another token, directory or size: what failed before may go now."""
+        if self._incarnations.get(worker.name, worker.incarnation) != worker.incarnation:
+            gone = [pair for pair in self._failures if pair[0] == worker.name]
+            for pair in gone:  # how often it failed is not forgotten: it may be the model that ends agents
+                del self._failures[pair]
+        self._incarnations[worker.name] = worker.incarnation
+        if len(self._incarnations) > MAX_ASKED:
+            self._incarnations.clear()
+
     def _note(self, worker: str, failure: Failure) -> None:
         """Unassigned, a worker forgets its failures; without memory two failing workers would swap for ever."""
         pair = (worker, failure.model)
-        before = self._failures.get(pair)
-        if before is not None and before.at_s >= failure.at_s:
+        if self._noted.get(pair, 0.0) >= failure.at_s and pair in self._failures:
             return
+        self._noted[pair] = failure.at_s
+        if len(self._noted) > MAX_ASKED:
+            self._noted.clear()
+        failure = msgspec.structs.replace(
+            failure,
+            at_s=self._clocks.ours(worker, failure.at_s),
+            retry_at_s=self._clocks.ours(worker, failure.retry_at_s),
+        )
         count = self._counts[pair] = max(self._counts.get(pair, 0) + 1, failure.attempts)
-        pause = NEVER_S if failure.kind == "does_not_fit" else min(AVOID_S, 2.0 ** min(count, 10))
+        is_figure = failure.kind in (
+            "does_not_fit",
+            "underestimated",
+        )  # it says what the model takes: not soon forgotten
+        pause = NEVER_S if is_figure else min(AVOID_S, 2.0 ** min(count, 10))
         until = max(failure.retry_at_s, failure.at_s + (pause if failure.retry_at_s else AVOID_S))
         self._failures[pair] = msgspec.structs.replace(failure, retry_at_s=until, attempts=count)
 
@@ -116,7 +144,7 @@ class History:
             models=dict(fleet.models),
             intents=dict(fleet.intents),
             workers=dict(fleet.workers),
-            replicas=dict(fleet.replicas),
+            replicas={id: self._by_our_clock(one) for id, one in fleet.replicas.items()},
             wants=dict(fleet.wants),
             drains=dict(fleet.drains),
             measured=dict(fleet.measured),
@@ -132,6 +160,12 @@ class History:
             eviction=eviction,
             now=now,
         )
+
+    def _by_our_clock(self, replica: ReplicaRecord) -> ReplicaRecord:
+        if self._clocks.is_right(replica.worker):
+            return replica
+        since, used = (self._clocks.ours(replica.worker, at) for at in (replica.since_s, replica.last_used_s))
+        return msgspec.structs.replace(replica, since_s=since, last_used_s=used)
 
 
 def _is_near(one: int, other: int) -> bool:

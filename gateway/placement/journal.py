@@ -101,6 +101,8 @@ class Journal:
         for failure in record.failures:
             if (failure.model, failure.at_s) not in known:
                 figures = {"attempts": failure.attempts, "retry_at_s": failure.retry_at_s, "kind": failure.kind}
+                if failure.needed_bytes:
+                    figures |= {"needed_bytes": failure.needed_bytes, "had_bytes": failure.free_bytes}
                 self.note("failed", failure.model, record.name, failure.reason, figures)
 
     def _replica(self, record: ReplicaRecord) -> None:

@@ -207,12 +207,14 @@ class Leader:
 
     async def _write(self, decided: Plan) -> bool:
         """Carry it out. False: only in part, as the lease or a race was lost."""
+        # As they were when the plan was made: the mirror goes on while the first of them is written.
+        seen = {key: self._fleet.revision(key) for key in (names.want_key(one.worker) for one in decided.changes)}
         for record in decided.changes:
             key = names.want_key(record.worker)
             if not self._lease.held or record.epoch != self._lease.epoch:
                 return False
             try:
-                self._written[key] = await self._plan_bucket.update(key, encode(record), self._fleet.revision(key))
+                self._written[key] = await self._plan_bucket.update(key, encode(record), seen[key])
             except WrongRevision:
                 # Somebody wrote in between: the mirror will show it, and the next plan starts from there.
                 log.warning("placement.outrun", worker=record.worker)

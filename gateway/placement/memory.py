@@ -32,8 +32,8 @@ class Need:
 def need(view: View, model: ModelRecord, worker: str) -> Need:
     """What a model needs on a worker, from the best source.
 
-    1. What an earlier load took there. 2. What the worker said that it lacked. 3. What loads took elsewhere.
-    4. The estimate from the model's files. 5. The entry's floor. 6. Unknown.
+    1. What an earlier load took there, unless the worker said more since. 2. What the worker said that it lacked.
+    3. What loads took elsewhere. 4. The estimate from the model's files. 5. The entry's floor. 6. Unknown.
     """
     size = view.sizes.get(model.id)
     floor = model.memory_floor_bytes
@@ -41,9 +41,9 @@ def need(view: View, model: ModelRecord, worker: str) -> Need:
     record = view.measured.get(model.id)
     loads = record.loads if record and record.variant == variant(model) else []
     here = [one.bytes for one in loads if one.worker == worker]
-    if here:  # 1
-        return Need(max(here[0], floor), least, f"measured on {worker}")
     refused = {at: failure.needed_bytes for (at, name), failure in view.failures.items() if name == model.id}
+    if here and here[0] >= refused.get(worker, 0):  # 1
+        return Need(max(here[0], floor), least, f"measured on {worker}")
     if lacked := refused.get(worker, 0) or max(refused.values(), default=0):  # 2
         return Need(max(lacked, floor, size.wanted_bytes if size else 0), max(lacked, floor), "as the worker said")
     if loads:  # 3

@@ -3,7 +3,7 @@
 1. Who gives up a place, whatever else is wanted:
    1.1 a worker that is lost, and a model that left the catalogue or that an operator wants unloaded;
    1.2 a worker that may not run the model any more;
-   1.3 a worker that refused it for want of memory, or failed with it while another has room.
+   1.3 a worker that refused it for want of memory, promised it too little, or failed with it while another has room.
 2. What may go without anybody asking for its memory:
    2.1 replicas above what is wanted and what demand may bring, at once, the least useful first;
    2.2 replicas above the wanted number that were idle for a while, if still idle;
@@ -84,7 +84,7 @@ def _give_up(draft: Draft) -> None:
             draft.remove(worker, model, reason)  # 1.2
     for worker, model in draft.places():
         record = view.models[model]
-        if not (failure := rules.has_failed(view, record, worker)):
+        if not (failure := rules.has_failed(view, record, worker, draft.since_s(worker, model))):
             continue
         replica = view.replica(worker, model)
         if replica is not None and replica.state == "loading":
@@ -92,7 +92,8 @@ def _give_up(draft: Draft) -> None:
         found = search.survey(draft, record)
         elsewhere = search.room_now(draft, record, found)
         is_better = elsewhere is not None and not rules.after_failure(view, record, elsewhere.candidate.name)
-        if is_better or rules.was_refused(view, record, worker):
+        is_refused = rules.was_refused(view, record, worker) or rules.is_underpromised(view, record, worker)
+        if is_better or is_refused:
             draft.remove(worker, model, failure)  # 1.3
 
 
@@ -325,7 +326,8 @@ def _evict(draft: Draft, model: ModelRecord, room: Room) -> None:
     for victim in room.victims:
         resident, replica = view.models[victim.model], view.replica(worker, victim.model)
         inputs = {"needs_bytes": room.bytes, "frees_bytes": victim.bytes, "used_s": draft.used_s(worker, victim.model)}
-        if replica is None or rules.has_failed(view, resident, worker):
+        has_failed = rules.has_failed(view, resident, worker, draft.since_s(worker, victim.model))
+        if replica is None or has_failed:
             draft.remove(worker, victim.model, f"it does not run, and {model.id} needs the memory", **inputs)
         elif rules.is_busy(view, resident, replica):
             reason = f"it finishes and goes: {rules.is_starving(view, model).replace(' it', ' ' + model.id)}"

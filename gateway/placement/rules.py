@@ -11,6 +11,9 @@ from gateway.placement.memory import Need, Site
 from gateway.placement.view import Backlog, View
 from shared.records import ModelRecord, ReplicaRecord, WorkerRecord
 
+MAX_RAISES = 3  # so often others are displaced for a model that took more than was thought
+
+
 # --- how many replicas -----------------------------------------------------------------------------------------
 
 
@@ -90,11 +93,11 @@ def is_drained(view: View, worker: str) -> str:
     return f"{worker} is stopping" if record is not None and record.state == "draining" else ""
 
 
-def has_failed(view: View, model: ModelRecord, worker: str) -> str:
-    """The last load there failed not long ago, and it does not run there now."""
+def has_failed(view: View, model: ModelRecord, worker: str, since_s: float) -> str:
+    """The last load there failed not long ago, in the place that it has since then, and it does not run there now."""
     failure = view.failures.get((worker, model.id))
     replica = view.replica(worker, model.id)
-    if failure is None or (replica is not None and replica.state == "ready"):
+    if failure is None or failure.at_s < since_s or (replica is not None and replica.state == "ready"):
         return ""
     return f"it failed on {worker}: {failure.reason}"
 
@@ -102,7 +105,16 @@ def has_failed(view: View, model: ModelRecord, worker: str) -> str:
 def was_refused(view: View, model: ModelRecord, worker: str) -> str:
     """The worker has the last word on its memory, and said no."""
     failure = view.failures.get((worker, model.id))
-    return f"{worker} refused it: {failure.reason}" if failure is not None and failure.kind else ""
+    is_refusal = failure is not None and failure.kind in ("no_memory", "does_not_fit")
+    return f"{worker} refused it: {failure.reason}" if failure is not None and is_refusal else ""
+
+
+def is_underpromised(view: View, model: ModelRecord, worker: str) -> str:
+    """It takes more than it was promised there: it is to be promised what it takes, with whatever that displaces."""
+    failure, place = view.failures.get((worker, model.id)), view.assigned(worker, model.id)
+    if failure is None or place is None or failure.kind != "underestimated":
+        return ""
+    return f"it takes more than it was promised: {failure.reason}" if place.memory_bytes < failure.needed_bytes else ""
 
 
 # --- whether a worker could ever run a model -------------------------------------------------------------------
@@ -223,9 +235,12 @@ def is_starving(view: View, incoming: ModelRecord) -> str:
 
 
 def is_unproven(view: View, incoming: ModelRecord) -> str:
-    """It failed somewhere, and not for want of memory: what works is not unloaded for what may fail again."""
+    """It failed somewhere, and not for want of memory, or for want of more and more: what works is not unloaded for
+    what may fail again.
+    """
     for (worker, model), failure in view.failures.items():
-        if model == incoming.id and not failure.kind:
+        is_insatiable = failure.kind == "underestimated" and failure.attempts > MAX_RAISES
+        if model == incoming.id and (not failure.kind or is_insatiable):
             return f"it failed on {worker}: {failure.reason}"
     return ""
 

@@ -71,8 +71,11 @@ def survey(draft: Draft, model: ModelRecord) -> Search:
             found.too_small[name] = next((text for _, text in small if text), f"{name} has no device")
             continue
         # 3. A worker where it is, or is still leaving, takes it once.
-        if (name, model.id) in draft.books.holdings or draft.has(name, model.id):
-            found.barred[name] = f"it is on {name} already"
+        if draft.has(name, model.id):
+            found.barred[name] = f"it is on {name} already, and a worker runs one replica of a model"
+            continue
+        if (name, model.id) in draft.books.holdings:
+            found.barred[name] = f"it is still leaving {name}"
             continue
         fitting.sort(key=lambda site: (rules.by_room(site.free_bytes), site.device.id))
         found.candidates.append(Candidate(worker, wanted, fitting))
@@ -170,7 +173,8 @@ def objection_to_displacing(draft: Draft, holding: Holding, incoming: ModelRecor
         return lasting
     # 2. What does not run, and is only tried again and again, holds nothing against others.
     replica = view.replica(worker, resident.id)
-    if rules.has_failed(view, resident, worker) and (replica is None or replica.state != "loading"):
+    has_failed = rules.has_failed(view, resident, worker, draft.since_s(worker, resident.id))
+    if has_failed and (replica is None or replica.state != "loading"):
         return ""
     # 3. What ends by itself.
     if objection := rules.is_loading(replica):

@@ -33,12 +33,11 @@ class ResponsesExchange(Exchange):
 
     async def _read(self, headers: Mapping[str, str], receive: Receive) -> InferenceRequest:
         bodies.check_headers(headers)
-        raw = await bodies.read(receive, headers, self._services.max_body_bytes)
-        body = bodies.decode(raw)
+        body, num_bytes = await bodies.read_object(receive, headers, self._services.max_body_bytes)
         past = await self._background.store.past_of(body)
         request = openai_responses.read(body, past)
         if request.notes.is_stored:
-            self._background.store.check_room(len(raw) + (len(orjson.dumps(past.items)) if past.items else 0))
+            self._background.store.check_room(num_bytes + (len(orjson.dumps(past.items)) if past.items else 0))
         return request
 
     async def _serve(self, request: InferenceRequest, receive: Receive, send: Send) -> None:

@@ -27,7 +27,6 @@ from tests.bench.parts.figures import Figure, show, write
 
 ROWS: dict[str, Row] = {
     "http": rows_http.http,
-    "http-int8": rows_http.http_int8,
     "joining": rows_http.joining,
     "conversation": rows_http.conversation,
     "decode-bf16": rows_rank.decode_bf16,
@@ -40,7 +39,8 @@ ROWS: dict[str, Row] = {
     "isolation": rows_load.isolation,
     "load": rows_load.load,
 }
-ONCE = {"hop", "load"}  # rows that do not depend on the shape
+# Rows that do not depend on the shape, or take minutes to show on a large one what a small one shows.
+ONCE = {"hop", "load", "joining", "conversation", "long-context", "isolation"}
 
 
 def main() -> None:

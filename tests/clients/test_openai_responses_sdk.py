@@ -208,7 +208,7 @@ async def test_errors_are_of_the_right_classes(client: openai.AsyncOpenAI, repli
     with pytest.raises(openai.NotFoundError, match="did you mean"):
         await client.responses.create(model="acme/fake", input="hi")
     with pytest.raises(openai.BadRequestError) as caught:
-        await client.responses.create(model=MODEL, input="hi", truncation="auto")
+        await client.responses.create(model=MODEL, input="hi", truncation="some")  # type: ignore[arg-type]
     assert (caught.value.param, caught.value.type) == ("truncation", "invalid_request_error")
     replica.failure = ("context_length_exceeded", "This model's maximum context length is 8 tokens.", None)
     with pytest.raises(openai.BadRequestError) as caught:

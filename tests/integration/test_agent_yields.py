@@ -147,7 +147,7 @@ async def test_a_promise_that_is_too_small_is_refused_with_what_it_takes(
         await leader.assign(memory_bytes=100 << 20)
         await fleet.wait_for(lambda fleet: fleet.workers["w1"].failures, 15)
         (failure,) = fleet.workers["w1"].failures
-        assert (failure.kind, failure.device, failure.free_bytes) == ("no_memory", "cpu", 100 << 20)
+        assert (failure.kind, failure.device, failure.free_bytes) == ("underestimated", "cpu", 100 << 20)
         assert failure.needed_bytes > failure.free_bytes
         await leader.assign(memory_bytes=failure.needed_bytes)
         replica = await until_ready(fleet)

@@ -106,7 +106,7 @@ BAD_BODIES: list[tuple[bytes, dict[str, str], int, str | None, str]] = [
     (HI + b',"temperature":2.5}', JSON, 400, "temperature", "invalid_request"),
     (HI + b',"tool_choice":"required"}', JSON, 400, "tool_choice", "invalid_request"),
     (HI + b',"response_format":{"type":"yaml"}}', JSON, 400, "response_format.type", "unsupported_parameter"),
-    (HI + b',"functions":[{"name":"f"}]}', JSON, 400, "functions", "unsupported_parameter"),
+    (HI + b',"modalities":["audio"]}', JSON, 400, "modalities", "unsupported_parameter"),
     (b'{"messages":[]}', JSON, 400, "model", "invalid_request"),
     (b'{"model":"acme/fake-1"}', JSON, 400, "messages", "invalid_request"),
     (b'{"model":"acme/fake-1","messages":[]}', JSON, 400, "messages", "invalid_request"),
@@ -159,7 +159,7 @@ async def test_a_body_of_unknown_length_over_the_limit_is_refused(gateway: Runni
 
 async def test_a_job_over_the_limit_of_the_bus_is_refused_with_the_numbers(broker: EmbeddedBroker, bus: Bus) -> None:
     await put_model(bus)
-    async with running_gateway(broker) as gateway:
+    async with running_gateway(broker, max_body_bytes=64 << 20) as gateway:
         content = "x" * (bus.max_payload + 1000)
         response = await gateway.ask(messages=[{"role": "user", "content": content}])
         error = error_in(response, 413)

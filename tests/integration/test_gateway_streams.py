@@ -58,6 +58,20 @@ async def test_a_stream_from_role_to_done(gateway: Running, replica: FakeReplica
     assert {event["system_fingerprint"] for event in events[:-1]} == {"fake-fingerprint"}
 
 
+async def test_jobs_bear_the_share_of_their_key_and_never_the_key(gateway: Running, replica: FakeReplica) -> None:
+    for headers in ({"authorization": "Bearer sk-a"}, {"x-api-key": "sk-a"}, {"authorization": "Bearer sk-b"}, {}):
+        body = gateway.chat(max_tokens=1)
+        assert (await gateway.http.post("/v1/chat/completions", json=body, headers=headers)).status_code == 200
+    body = {"model": MODEL, "prompt": ["one", "two"], "max_tokens": 1}
+    answer = await gateway.http.post("/v1/completions", json=body, headers={"x-api-key": "sk-b"})
+    assert answer.status_code == 200
+    first, again, other, none, *pair = [job.share for job in replica.received]
+    assert first == again != other
+    assert pair == [other, other]
+    assert (bool(first), bool(other), none) == (True, True, "")
+    assert not any(b"sk-" in encode(job) for job in replica.received)
+
+
 async def test_many_streams_at_once_do_not_mix(gateway: Running, replica: FakeReplica) -> None:
     async def one(number: int) -> tuple[str, str]:
         async with streaming(gateway, max_tokens=number, n=2) as stream:
@@ -108,7 +122,6 @@ WAITING = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3},
     "/v1/responses": {"input": "hi"},
-    "/v1/completions": {"prompt": "hi"},
 }
 
 

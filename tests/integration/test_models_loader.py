@@ -66,3 +66,51 @@ async def test_a_bad_file_at_the_start_is_an_error(bus: Bus, tmp_path: Path) -> 
     async with Fleet(bus) as fleet:
         with pytest.raises(CatalogueError, match="cannot be read"):
             await ModelsLoader(bus, fleet, tmp_path / "none.toml").start()
+
+
+async def test_a_file_that_is_being_written_is_waited_for(bus: Bus, tmp_path: Path) -> None:
+    """Half of it may be good TOML: whatever came later would be unloaded, and what runs on it ended."""
+    file = tmp_path / "models.toml"
+    whole = ONE.format(id="a") + ONE.format(id="b")
+    file.write_text(whole)
+    async with Fleet(bus) as fleet:
+        gone: list[str] = []
+        fleet.on_change(lambda key, record: gone.append(key) if record is None else None)
+        loader = ModelsLoader(bus, fleet, file)
+        await loader.start()
+        try:
+            await fleet.wait_for(lambda now: set(now.models) == {"a", "b"}, timeout_s=5)
+            looks = 0
+            stamp = loader._stamp
+
+            def grow() -> object:
+                """An editor that empties the file and writes it line by line, one with each look."""
+                nonlocal looks
+                lines = (ONE.format(id="c") + whole).splitlines(keepends=True)
+                if looks <= len(lines):
+                    file.write_text("".join(lines[:looks]))
+                looks += 1
+                return stamp()
+
+            loader._stamp = grow  # type: ignore[method-assign,assignment]
+            await fleet.wait_for(lambda now: set(now.models) == {"a", "b", "c"}, timeout_s=5)
+            assert gone == []
+        finally:
+            await loader.close()
+
+
+async def test_a_file_that_is_gone_changes_nothing_until_it_is_back(bus: Bus, tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(ONE.format(id="a"))
+    async with Fleet(bus) as fleet:
+        loader = ModelsLoader(bus, fleet, file)
+        await loader.start()
+        try:
+            await fleet.wait_for(lambda now: "a" in now.models, timeout_s=5)
+            file.unlink()
+            await eventually(lambda: loader._seen is None)
+            assert set(fleet.models) == {"a"}
+            file.write_text(ONE.format(id="b"))
+            await fleet.wait_for(lambda now: set(now.models) == {"b"}, timeout_s=5)
+        finally:
+            await loader.close()

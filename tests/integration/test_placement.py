@@ -10,8 +10,9 @@ import httpx
 import msgspec
 import pytest
 
-from gateway.cli import drain, events, explain
+from gateway.cli import drain, events, explain, operate
 from gateway.cli.errors import CliError
+from gateway.cli.tables import model_rows
 from gateway.placement.leader import Leader
 from gateway.placement.planner import plan
 from shared import names
@@ -279,6 +280,46 @@ async def test_two_leaders_cannot_promise_the_same_memory(
         assert len(msgspec.json.decode(want[0], type=AssignmentRecord).models) == 1
 
 
+async def test_what_changed_while_a_plan_is_written_is_not_overwritten(
+    bus: Bus, fleet: Fleet, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another leader's assignment of a second host arrived between the writes of the first: a newer one was lost."""
+    for model in ("a", "b"):
+        sizes[model] = 3
+        await put_model(bus, model)
+    async with (
+        Host(bus, fleet, "w1", 4 * GB),
+        Host(bus, fleet, "w2", 4 * GB),
+        Leader(bus, fleet, "one", settle_s=0.5) as one,
+    ):
+        await eventually(lambda: one.leads and {"w1", "w2"} <= fleet.wants.keys() and len(fleet.models) == 2)
+
+        async def nothing() -> None:
+            """What is planned, this test plans."""
+
+        monkeypatch.setattr(one, "_decide", nothing)
+        for model in ("a", "b"):
+            await one._sizes.find(one._view(), model)
+            one._history.ask(model, time.time())
+        decided = plan(one._view(), one._lease.epoch)
+        assert [record.worker for record in decided.changes] == ["w1", "w2"]
+        plan_bucket, update = one._plan_bucket, one._plan_bucket.update
+        newer = AssignmentRecord(worker="w2", epoch=one._lease.epoch + 1, generation=99)
+        key = names.want_key("w2")
+
+        async def slow(written: str, value: bytes, revision: int, *more: Any) -> int:
+            if written != key:
+                await Bucket(bus, names.PLAN).put(key, encode(newer))
+                await eventually(lambda: fleet.wants["w2"].generation == 99)
+            return await update(written, value, revision, *more)
+
+        monkeypatch.setattr(plan_bucket, "update", slow)
+        assert not await one._write(decided)
+        held = await Bucket(bus, names.PLAN).get(key)
+        assert held is not None
+        assert msgspec.json.decode(held[0], type=AssignmentRecord) == newer
+
+
 async def test_questions_are_answered_and_nothing_is_done(
     broker: EmbeddedBroker, bus: Bus, fleet: Fleet, leader: Leader, sizes: dict[str, int]
 ) -> None:
@@ -311,6 +352,25 @@ async def test_questions_are_answered_and_nothing_is_done(
         with pytest.raises(CliError, match="neither a model of the catalogue"):
             await explain.explain(operator, "nonsense")
         assert models_of(fleet, "w1") == ["a"] and fleet.wants["w1"].models[0].model.id == "a"
+
+
+async def test_the_status_says_why_a_wanted_model_is_not_there(
+    broker: EmbeddedBroker, bus: Bus, fleet: Fleet, leader: Leader, sizes: dict[str, int]
+) -> None:
+    sizes |= {"a": 3, "b": 3}
+    for model in ("a", "b", "c"):
+        await put_model(bus, model)
+        if model != "c":
+            intent = IntentRecord(model=model, want="loaded", by="ann", at_s=float(ord(model)))
+            await Bucket(bus, names.PLAN).put(names.intent_key(model), encode(intent))
+    async with Host(bus, fleet, "w1", 4 * GB):
+        await eventually(lambda: models_of(fleet, "w1") == ["a"] and fleet.replicas_of("a"))
+        before = dict(leader._history._asked)
+        shown = await operate.snapshot(broker.bus_settings("operator"))
+        details = {row.model: row.detail for row in model_rows(shown)}
+        assert "a is wanted loaded" in details["b"]
+        assert details["c"] == ""
+        assert leader._history._asked == before  # asking loads nothing
 
 
 async def test_a_drained_worker_is_emptied_and_used_again(

@@ -7,13 +7,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.cli import explain
+from gateway.cli.errors import CliError
 from gateway.errors import QueueFull
 from gateway.flight import Flight
 from gateway.whereabouts import MAX_ENDED, Whereabouts
 from shared import names
+from shared.broker import EmbeddedBroker
 from shared.bus import Bus
 from shared.errors import BusTimeout
 from shared.messages import FindJob, FoundJob, Job, Prompt, encode
+from tests.support.fake_replica import FakeReplica
+from tests.support.running_gateway import MODEL, EventStream, put_model, running_gateway
 
 
 def flight_of(job: str) -> Flight:
@@ -47,6 +52,30 @@ async def test_jobs_that_run_and_jobs_that_ended_are_found(bus: Bus) -> None:
     finally:
         for gateway in gateways:
             await gateway.close()
+
+
+async def test_a_request_is_explained_by_its_id_while_it_waits_and_afterwards(broker: EmbeddedBroker, bus: Bus) -> None:
+    await put_model(bus)
+    operator = broker.bus_settings("operator")
+    async with running_gateway(broker, accept_wait_s=0.2) as gateway:
+        body = gateway.chat(stream=True, max_tokens=2)
+        async with gateway.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            asked = answer.headers["x-request-id"]
+            facts = await explain.explain(operator, asked)
+            assert (facts["job"]["state"], facts["job"]["gateway"]) == ("queued", gateway.id)
+            assert (facts["model"]["id"], facts["model"]["reason"]) == (MODEL, "there are no workers")
+            text = explain.as_text(facts)
+            assert f"request {asked.removeprefix('req_')} for {MODEL} is queued" in text
+            assert "waiting: there are no workers" in text
+            replica = await FakeReplica.start(broker, MODEL)
+            events = EventStream(answer)
+            ident = (await events.next())["id"]
+            await events.rest()
+        facts = await explain.explain(operator, ident)  # as the answer names it
+        assert (facts["job"]["state"], facts["job"]["worker"], facts["job"]["tokens"]) == ("done", "w1", 2)
+        with pytest.raises(CliError, match="neither a model of the catalogue"):
+            await explain.explain(operator, "req_" + "x" * 22)
+        await replica.close()
 
 
 def test_only_the_latest_of_the_ended_are_kept() -> None:

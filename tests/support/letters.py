@@ -37,7 +37,7 @@ class Letters:
     eos_ids = (0,)
     generation = GenerationDefaults()
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, *, limit: int | None = None, reserve: int = 1) -> list[int]:
         """One id a letter."""
         return [ord(letter) for letter in prompt.text or ""]
 

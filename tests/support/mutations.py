@@ -51,6 +51,23 @@ def bodies(chat: str, embedder: str) -> dict[str, list[dict[str, Any]]]:
                 "top_logprobs": 2,
             },
             {"model": chat, "messages": conversation[:1], "guided_choice": ["a"], "chat_template_kwargs": {"x": 1}},
+            {
+                "model": chat,
+                "messages": [*conversation[:2], {"role": "assistant", "content": "b"}],
+                "continue_final_message": True,
+                "add_generation_prompt": False,
+                "thinking_budget": 9,
+            },
+            {
+                "model": chat,
+                "messages": [
+                    {"role": "user", "content": "u"},
+                    {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+                    {"role": "function", "name": "f", "content": "ok"},
+                ],
+                "functions": [TOOL["function"]],
+                "function_call": {"name": "f"},
+            },
         ],
         "/v1/completions": [
             {"model": chat, "prompt": ["a", "b"], "max_tokens": 3, "echo": True, "best_of": 3, **sampling},
@@ -78,10 +95,29 @@ def bodies(chat: str, embedder: str) -> dict[str, list[dict[str, Any]]]:
                 "stream": True,
                 "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
             },
+            {
+                "model": chat,
+                "messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "b"}],
+                "max_tokens": 4,
+            },
         ],
         "/v1/messages/count_tokens": [{"model": chat, "messages": blocks, "tools": [anthropic_tool]}],
         "/v1/responses": [
             {"model": chat, "input": items, "tools": [flat], "instructions": "i", "max_output_tokens": 4},
+            {
+                "model": chat,
+                "input": "u",
+                "tools": [
+                    {
+                        "type": "custom",
+                        "name": "p",
+                        "format": {"type": "grammar", "syntax": "lark", "definition": 'start: "a"'},
+                    }
+                ],
+                "tool_choice": {"type": "custom", "name": "p"},
+                "truncation": "auto",
+                "reasoning": {"max_tokens": 9},
+            },
             {
                 "model": chat,
                 "input": "u",

@@ -118,6 +118,7 @@ class Paper:
         kind: FailureKind = "",
         needs: float = 0,
         again: float = 10,
+        attempts: int = 1,
     ) -> None:
         """Its last load there failed, and is to be tried again."""
         self.failures[worker, model] = Failure(
@@ -127,6 +128,7 @@ class Paper:
             retry_at_s=self.now + again,
             kind=kind,
             needed_bytes=int(needs * GB),
+            attempts=attempts,
         )
 
     def took(self, model: str, worker: str, size: float, load_s: float = 1.0) -> None:

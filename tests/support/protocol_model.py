@@ -168,6 +168,7 @@ class Agent:
     store: Store
     name: str
     total: int
+    takes: dict[str, int] = field(default_factory=dict)  # bytes that models really take, where the estimate is wrong
     assignments: Assignments = field(default_factory=Assignments)
     processes: dict[str, Process] = field(default_factory=dict)
     yielded: set[str] = field(default_factory=set)
@@ -217,6 +218,18 @@ class Agent:
         self.report(now)
 
     def _start(self, model: str, place: Assigned, now: float) -> None:
+        needed = self.takes.get(model, 0)
+        if place.memory_bytes < needed:  # it runs out of memory, or is not even started with so little
+            self.failures[model] = Failure(
+                model=model,
+                reason="it takes more",
+                at_s=now,
+                retry_at_s=now + 1.0,
+                kind="underestimated",
+                needed_bytes=needed,
+                free_bytes=place.memory_bytes,
+            )
+            return
         self.num_started += 1
         id = f"{self.name}-{model}-{self.num_started}"
         free = self.total - self.ledger.reserved_bytes("cpu")

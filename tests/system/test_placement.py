@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "accept_wait_s": 0.5,
 }
 DEMAND_S = 7.0
+SEED = 9  # of arrivals in which every model is asked for
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def check_all_served(tally: Tally, least: int) -> None:
 
 async def test_ten_models_take_turns_and_no_request_fails(fleet: SeparateFleet, records: Fleet) -> None:
     watch = Watch(records)
-    tally = await drive([one.url for one in fleet.gateways], trace(MODELS, DEMAND_S, per_s=5.0, phase_s=3.0))
+    tally = await drive([one.url for one in fleet.gateways], trace(MODELS, DEMAND_S, per_s=5.0, phase_s=3.0, seed=SEED))
     check_all_served(tally, least=25)
     assert {one.arrival.model for one in tally.outcomes} == set(MODELS)
     watch.check()
@@ -173,13 +174,36 @@ async def test_the_leader_is_killed_while_a_load_is_waited_for(
     busy = asyncio.create_task(ask(http, other, "only-a", max_tokens=150))  # four seconds, in the only place
     await until(records, lambda fleet: any(one.running for one in fleet.replicas_of("only-a")))
     waiting = asyncio.create_task(ask(http, other, "only-b"))
+    orphan = asyncio.create_task(ask(http, leader, "only-b"))
     await eventually(lambda: tells_of(bus, "only-b", "waiting"), 20)
+    await eventually(lambda: has_jobs(bus, 3), 10)
     leader.end(signal.SIGKILL)
+    with pytest.raises(httpx.TransportError):
+        await orphan
     assert (await busy).status_code == 200
     assert (await waiting).status_code == 200
     assert records.leases["placer"].holder == other.id
+    await eventually(lambda: has_jobs(bus, 0), 20)  # also that of a gateway that is gone
     fleet.gateways.remove(leader)
     fleet.gateway(models=str(fleet.folder / "models.toml"), **SETTINGS).started()
+
+
+async def has_jobs(bus: Bus, count: int) -> bool:
+    """Whether so many jobs are in the queue."""
+    return int((await bus.api("STREAM.INFO.JOBS", {}))["state"]["messages"]) == count
+
+
+async def test_a_worker_that_is_killed_while_it_loads_begins_again(
+    fleet: SeparateFleet, records: Fleet, http: httpx.AsyncClient
+) -> None:
+    model = "only-a" if where(records, "only-b") else "only-b"
+    waiting = asyncio.create_task(ask(http, fleet.gateways[0], model))
+    await until(records, lambda fleet: where(fleet, model, "loading"))
+    fleet.workers["small"].end(signal.SIGKILL)
+    start_worker(fleet, "small")
+    fleet.workers["small"].started()
+    assert (await waiting).status_code == 200
+    assert where(records, model) == ["small"]
 
 
 async def test_a_drained_worker_hands_its_models_over(

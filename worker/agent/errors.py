@@ -22,6 +22,18 @@ class NotEnoughMemory(AgentError):
         self.reserved_bytes = reserved_bytes
 
 
+class Underestimated(AgentError):
+    """It takes more than it was promised or granted. Promise it what it needs; the leader does so by itself."""
+
+    def __init__(self, reason: str, device: str, needed_bytes: int, had_bytes: int) -> None:
+        super().__init__(
+            f"{reason}; it had {gigabytes(had_bytes)} on {device} and is to have {gigabytes(needed_bytes)}"
+        )
+        self.device = device
+        self.needed_bytes = needed_bytes
+        self.had_bytes = had_bytes
+
+
 class NoSuchDevice(AgentError):
     """The assignment, or the setting, names a device that this host does not have."""
 

@@ -15,7 +15,7 @@ from shared.log import get
 from shared.messages import Estimate, Estimated, encode
 from shared.records import ModelRecord
 from shared.settings import WorkerSettings
-from worker.agent.fetching import FETCH, fetch
+from worker.agent.fetching import FETCH, fetch, with_draft
 from worker.agent.sizing import estimate
 from worker.models.errors import ModelError
 
@@ -77,6 +77,7 @@ class Estimates:
             asked = msgspec.json.decode(question, type=Estimate)
             model = asked.model
             path = await self._look(model)
+            model = await with_draft(model, self._look)
             return await asyncio.to_thread(
                 estimate,
                 path,

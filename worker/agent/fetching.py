@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from shared.records import ModelRecord
 from shared.settings import SourceSettings
 from worker.agent.errors import FetchFailed
+from worker.models import draft
 from worker.models.files import check_directory, read_json
 from worker.models.mirrors import find
 
@@ -77,6 +78,15 @@ async def fetch(
         where = f"; endpoint and token are in [sources.{mirror.name}] of this worker's settings" if mirror else ""
         raise FetchFailed(f"{reason}{where}")
     return Path(last.path)
+
+
+async def with_draft(model: ModelRecord, fetch_one: Callable[[ModelRecord], Awaitable[Path]]) -> ModelRecord:
+    """The model with the directory of its draft model, if it names one, in place of that one's source."""
+    source = model.options.get(draft.OPTION)
+    if not source:
+        return model
+    path = await fetch_one(msgspec.structs.replace(model, source=str(source), revision=""))
+    return msgspec.structs.replace(model, options=model.options | {draft.OPTION: str(path)})
 
 
 def _check_local(path: Path, model: ModelRecord) -> None:

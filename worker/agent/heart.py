@@ -6,6 +6,7 @@ and all who mirror it.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from shared.records import HEARTBEAT_S, RECORD_TTL_S, RENEW_S, ReplicaRecord, Wo
 log = get(__name__)
 
 CHANGE_GAP_S = 0.1
+_DUE = -math.inf  # written never, or in vain
 
 
 class Heart:
@@ -57,14 +59,14 @@ class Heart:
 
     async def beat(self) -> None:
         """Write the worker's record, and those of its replicas that changed or are due; delete what is gone."""
-        now = time.time()
+        now, tick = time.time(), time.monotonic()  # the host's clock may be set while records are due
         worker = msgspec.structs.replace(self._worker(), at_s=now)
         replicas = {record.id: record for record in self._replicas()}
         work = [self._put(names.worker_key(worker.name), worker)]
         for id, record in replicas.items():
-            before, at = self._written.get(id, (None, 0.0))
-            if record != before or now - at >= RENEW_S - CHANGE_GAP_S:
-                self._written[id] = (record, now)
+            before, at = self._written.get(id, (None, _DUE))
+            if record != before or tick - at >= RENEW_S - CHANGE_GAP_S:
+                self._written[id] = (record, tick)
                 work.append(self._put(names.replica_key(id), msgspec.structs.replace(record, at_s=now)))
         for id in [id for id in self._written if id not in replicas]:
             del self._written[id]
@@ -75,7 +77,7 @@ class Heart:
             if not self._is_silent:
                 log.warning("heart.silent", error=str(error))
             self._is_silent = True
-            self._written = {id: (record, 0.0) for id, (record, _) in self._written.items()}  # all are due again
+            self._written = {id: (record, _DUE) for id, (record, _) in self._written.items()}  # all are due again
         else:
             self._is_silent = False
             self._beaten.set()

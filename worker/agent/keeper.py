@@ -17,13 +17,13 @@ import msgspec
 
 from shared import names
 from shared.log import get
-from shared.records import Assigned, ReplicaRecord
+from shared.records import Assigned, ModelRecord, ReplicaRecord
 from shared.settings import WorkerSettings
 from worker.agent.assignment import needs_restart
 from worker.agent.backoff import Failures, Lack
 from worker.agent.devices import Devices
-from worker.agent.errors import AgentError, FrontFailed, NotEnoughMemory, TooManyDevices
-from worker.agent.fetching import FETCH, fetch
+from worker.agent.errors import AgentError, FrontFailed, NotEnoughMemory, TooManyDevices, Underestimated
+from worker.agent.fetching import FETCH, fetch, with_draft
 from worker.agent.front_process import FRONT, FrontProcess
 from worker.agent.ledger import Grant, Ledger
 from worker.agent.memory_book import MemoryBook
@@ -167,7 +167,12 @@ class Keeper:
                 )
             )
             mirrors = host.settings.sources
-            path = await fetch(assigned.model, self._on_download, host.fetch_command, mirrors=mirrors)  # 1
+
+            def fetch_one(model: ModelRecord) -> Awaitable[Path]:
+                return fetch(model, self._on_download, host.fetch_command, mirrors=mirrors)
+
+            path = await fetch_one(assigned.model)  # 1
+            assigned = msgspec.structs.replace(assigned, model=await with_draft(assigned.model, fetch_one))
             grant = await self._reserve_in_turn(replica, assigned, path)  # 2
             self._holds_grant = True
             await self._serve(replica, assigned, path, grant)  # 3, 4
@@ -215,18 +220,25 @@ class Keeper:
                     prefill_tokens=host.settings.prefill_tokens,
                 )
             except DoesNotFit as error:
-                reserved = host.ledger.reserved_bytes(device.id)
-                if reserved == 0 and available[device.id] < most:
+                if host.ledger.reserved_bytes(device.id) == 0 and available[device.id] < most:
                     raise
-                raise NotEnoughMemory(device.id, error.needed_bytes, available[device.id], reserved) from error
+                raise self._too_much(device.id, error.needed_bytes + excess, most, free[device.id]) from error
             memory_bytes = wanted.memory_bytes + excess
             if memory_bytes > most:
-                raise NotEnoughMemory(device.id, memory_bytes, most, host.ledger.reserved_bytes(device.id))
+                raise self._too_much(device.id, memory_bytes, most, free[device.id])
             cores = CUDA_CORES if device.kind == "cuda" else -(-host.cores // max(1, host.num_assigned()))
             grant = host.ledger.reserve(replica, device.id, memory_bytes, cores=cores, free_bytes=free[device.id])
         bytes = grant.memory_bytes
         self._change(devices=[device.id], reserved_bytes=bytes, estimated_bytes=bytes, stage="wait")
         return grant
+
+    def _too_much(self, device: str, needed: int, promised: int, free: int) -> AgentError:
+        """It needs more than it was promised, or than there is."""
+        available = self._host.ledger.available_bytes(device, free)
+        if promised < needed and (needed <= available or needed > self._host.devices.get(device).total_bytes):
+            return Underestimated("it needs more than it was promised", device, needed, promised)
+        reserved = self._host.ledger.reserved_bytes(device)
+        return NotEnoughMemory(device, needed, min(promised, available), reserved)
 
     async def _serve(self, replica: str, assigned: Assigned, path: Path, grant: Grant) -> None:
         """Start a front and stay with it to its end. Raises FrontFailed unless it was drained."""
@@ -270,7 +282,16 @@ class Keeper:
                     turn.end()
         if front.status != 0 or status is None or status.state == "failed":
             reason = status.reason if status is not None and status.state == "failed" else ""
+            if status is not None and status.kind == "out_of_memory":
+                self._learn_from_want(model, grant, reason)
             raise FrontFailed(reason or _exit_reason(front.status))
+
+    def _learn_from_want(self, model: ModelRecord, grant: Grant, reason: str) -> None:
+        """It ran out of its grant: what it takes is more. Raises Underestimated."""
+        host, device, granted = self._host, self._host.devices.get(grant.device), grant.memory_bytes
+        if host.book is not None:
+            needed = host.book.lacked(model, device.kind, granted)
+            raise Underestimated(f"it ran out of memory: {reason}", device.id, needed, granted)
 
     def _forget_front(self) -> None:
         self._front = None
@@ -342,8 +363,12 @@ def _want_of_memory(error: Exception) -> Lack | None:
     """The figures of a refusal for want of memory, which the leader plans with."""
     if isinstance(error, NotEnoughMemory):
         return Lack("no_memory", error.device, error.needed_bytes, error.free_bytes)
+    if isinstance(error, Underestimated):
+        return Lack("underestimated", error.device, error.needed_bytes, error.had_bytes)
     if isinstance(error, DoesNotFit):
         return Lack("does_not_fit", "", error.needed_bytes, error.granted_bytes)
+    if isinstance(error, TooManyDevices):  # nor will it with more room: nobody is to be displaced for it again soon
+        return Lack("does_not_fit", "", 0, 0)
     return None
 
 

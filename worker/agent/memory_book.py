@@ -11,6 +11,7 @@ log = get(__name__)
 
 FILE = "memory.json"
 MAX_ENTRIES = 1000
+LEAST_STEP_BYTES = 64 << 20
 
 
 class MemoryBook:
@@ -37,6 +38,12 @@ class MemoryBook:
         while len(self._excess) > MAX_ENTRIES:
             del self._excess[next(iter(self._excess))]
         self._write()
+
+    def lacked(self, model: ModelRecord, device_kind: str, granted_bytes: int) -> int:
+        """A load ran out of its grant, and nobody knows how much it lacked. Returns what to grant the next time."""
+        wanted = granted_bytes + max(LEAST_STEP_BYTES, granted_bytes // 4)
+        self.note(model, device_kind, granted_bytes, wanted)
+        return wanted
 
     def _read(self) -> dict[str, int]:
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from shared.messages import Estimated
 from shared.records import ModelRecord
 from worker.models import plan as planning
+from worker.models.draft import draft_path
 from worker.models.embedding_plan import embedding_bytes
 
 BLOCK_TOKENS = 32  # for rounding; the rank divides what it is granted by its own block size
@@ -58,6 +59,7 @@ def size(
         slots=slots,
         prefill_tokens=prefill_tokens,
         context_limit=model.context_limit,
+        draft=draft_path(model.options, device_kind),
     )
     tokens = int(model.options.get(CACHE_TOKENS) or max(plan.context_limit, slots * CACHE_TOKENS_PER_SLOT))
     needed = plan.bytes_with(-(-tokens // BLOCK_TOKENS) + 1)
@@ -82,6 +84,7 @@ def estimate(path: Path, model: ModelRecord, *, device_kind: str, slots: int, pr
         slots=slots,
         prefill_tokens=prefill_tokens,
         context_limit=model.context_limit,
+        draft=draft_path(model.options, device_kind),
     )
     floor_blocks = -(-min(planning.FLOOR_TOKENS, plan.context_wanted) // BLOCK_TOKENS)
     return Estimated(

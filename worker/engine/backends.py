@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.engine.cache_space import WindowCap
+from worker.engine.draft_model import DraftRunner
 from worker.engine.engine import Runner
 from worker.protocol import RankConfig
 
@@ -25,6 +26,7 @@ class Backend:
     cap: WindowCap | None = None  # of the cache of sliding layers
     num_host_blocks: int = 0  # of the cache's second tier
     speculate: bool = False  # guessing tokens ahead may pay
+    draft: tuple[DraftRunner, int] | None = None  # whom to ask for guesses, and the tokens that it can read
 
 
 def load_backend(config: RankConfig, report: Report) -> Backend:
@@ -48,9 +50,10 @@ def _synthetic(config: RankConfig) -> Backend:
     context_limit = min(config.context_limit or shape.context_limit, shape.context_limit)
     options = dict(config.options)
     cache_tokens = int(options.pop("cache_tokens", config.slots * context_limit))
+    ballast = b"\1" * int(options.pop("ballast_bytes", 0))  # it takes so much, whatever was estimated
     block_tokens = 32
     return Backend(
-        runner=SyntheticRunner(plain_words(path), shape.vocab, **options),
+        runner=SyntheticRunner(plain_words(path), shape.vocab, ballast=ballast, **options),
         num_blocks=-(-cache_tokens // block_tokens),
         block_tokens=block_tokens,
         context_limit=context_limit,

@@ -9,6 +9,7 @@ import torch
 from worker.engine.backends import Report, resident_bytes
 from worker.engine.embedder import Embedder, load_embedder
 from worker.engine.embedding import EmbeddingEngine
+from worker.engine.threads import num_threads
 from worker.models.errors import NotServable
 from worker.models.files import check_directory
 from worker.models.fingerprint import fingerprint
@@ -24,7 +25,7 @@ def load_embedding(config: RankConfig, report: Report, stamp: Stamp, started: fl
     """Load the model on `config.device`. Raises NotServable."""
     if config.backend != "torch":
         raise NotServable(f"the back end {config.backend} makes no embeddings; use torch")
-    torch.set_num_threads(max(1, config.threads))
+    torch.set_num_threads(num_threads(config.threads))
     torch.set_num_interop_threads(1)
     path, device = Path(config.path), torch.device(config.device)
     check_directory(path)

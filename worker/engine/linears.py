@@ -115,6 +115,8 @@ def make_linear(weight: Tensor, bias: Tensor | None, choice: LinearChoice) -> Li
     for name in _candidates(weight, choice):
         if _works(name, weight.dtype):
             return _KINDS[name](weight.detach(), None if bias is None else bias.detach())
+    if choice.quantization:  # it may still be in its file: see `worker.models.mapped`
+        weight = weight.detach().clone()
     return PlainLinear(weight, bias)
 
 

@@ -30,6 +30,7 @@ from worker.engine.paged_model import PagedModel
 from worker.engine.plan import Row, Transfer
 from worker.engine.probe import LayerShape, probe
 from worker.engine.surgery import operate
+from worker.models import mapped
 
 _log = log.get(__name__)
 QUANTIZATIONS = ("", "int8", "int4", "fp8")
@@ -125,6 +126,8 @@ def prepare(model: nn.Module, dtype: torch.dtype, choice: PathChoice, *, verify:
         prepared = _prepare_fast(model, decoder, choice, list(found.layers.values()), consume=consume)
     else:
         prepared = _prepare_generic(model, choice, list(found.layers.values()))
+    if held := mapped.of(model):
+        held.end(model)
     if expected is not None:
         _verify(prepared, expected, dtype, choice, type(model).__name__)
     _log.info("path.chosen", path=prepared.path, quantization=choice.quantization, bytes=prepared.weights_bytes)
@@ -156,7 +159,7 @@ def _describe(model: nn.Module, choice: PathChoice) -> Decoder | None:
 def _prepare_fast(
     model: nn.Module, decoder: Decoder, choice: PathChoice, shapes: list[LayerShape], *, consume: bool
 ) -> Prepared:
-    release = _release if consume else _keep
+    release = mapped.releasing(model, _release if consume else _keep)
     reason = "it is switched off" if not (choice.is_native and choice.is_packed) else None
     if reason is None and library.find() is None:
         reason = "there is no native library"
@@ -176,7 +179,7 @@ def _prepare_fast(
 
 
 def _prepare_generic(model: nn.Module, choice: PathChoice, shapes: list[LayerShape]) -> Prepared:
-    num_bytes = operate(model, choice.linears) if choice.is_packed else 0
+    num_bytes = operate(model, choice.linears, mapped.releasing(model, _keep)) if choice.is_packed else 0
     num_bytes += sum(tensor.nbytes for tensor in model.parameters())
 
     def make(

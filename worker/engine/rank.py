@@ -23,6 +23,7 @@ from worker.channel import Channel, ChannelClosed
 from worker.protocol import (
     Abort,
     Fatal,
+    FatalKind,
     FrontToRank,
     Loading,
     RankConfig,
@@ -147,6 +148,7 @@ def _load(config: RankConfig, channel: Channel, stamp: Stamp, started: float) ->
             cap=backend.cap,
             num_host_blocks=backend.num_host_blocks,
             speculate=backend.speculate,
+            draft=backend.draft,
             grammars=grammars,
             stamp=stamp,
         )
@@ -242,7 +244,10 @@ def _tell_fatal(channel: Channel, error: Exception) -> int:
 
     log.get(__name__).exception("rank.fatal")
     try:
-        channel.send(encode(Fatal(f"{type(error).__name__}: {error}"[:_MAX_FATAL])))
+        from worker.engine.limit import is_want_of_memory
+
+        kind: FatalKind = "out_of_memory" if is_want_of_memory(error) else ""
+        channel.send(encode(Fatal(f"{type(error).__name__}: {error}"[:_MAX_FATAL], kind)))
     except ChannelClosed:
         return 0
     return 1

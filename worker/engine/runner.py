@@ -8,6 +8,7 @@ from torch import nn
 from worker.engine.cache import block_bytes
 from worker.engine.cache_space import WindowCap
 from worker.engine.errors import DeviceLost, OutOfMemory
+from worker.engine.limit import is_want_of_memory
 from worker.engine.plan import Sampled, StepPlan, Transfer
 from worker.engine.prepared import AS_IS, PathChoice, Prepared, prepare
 from worker.engine.probe import probe
@@ -67,6 +68,10 @@ class TorchRunner:
             raise DeviceLost(str(error)) from error
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
+            raise OutOfMemory(str(error)) from error
+        except (MemoryError, RuntimeError) as error:  # a CPU that is held to its grant
+            if not is_want_of_memory(error):
+                raise
             raise OutOfMemory(str(error)) from error
 
     def transfer(self, transfers: Sequence[Transfer]) -> None:

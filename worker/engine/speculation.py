@@ -22,7 +22,7 @@ from worker.models.plan import MAX_DRAFTS
 
 _MAX_ROW_DRAFTS = 16
 _FORGET = 0.9  # what earlier guesses still count when a new one was judged
-_TRIAL_TOKENS = 8192  # after so many without guesses that are held to be too dear, see if they are
+_TRIAL_TOKENS = 8192  # after so many without guesses that even if right are too dear, see if that still holds
 _PLAIN_STEP = 32  # every so often a step goes without, to know what that takes
 
 
@@ -58,6 +58,7 @@ class Speculation:
         self._model = model
         self._num_steps = 0  # with drafts, one after the other
         self._num_skipped = 0  # tokens of steps in which drafts were too dear
+        self._num_unasked = 0  # and those of the draft model
 
     def rows(self, sequences: list[Sequence], space: CacheSpace, max_tokens: int) -> list[Row]:
         """Decode rows of these sequences, with drafts where they pay."""
@@ -79,8 +80,11 @@ class Speculation:
             return {}
         terms = _Terms(num_rows, step_s, *self._pace.draft_cost_s(num_rows))
         is_trial = terms.least() >= 1
-        if is_trial and not self._is_trial_due(num_rows):
-            return {}
+        if is_trial:
+            self._num_skipped += num_rows
+            if self._num_skipped < _TRIAL_TOKENS:
+                return {}
+            self._num_skipped = 0
         left = min(max_tokens - num_rows, MAX_DRAFTS)
         drafts, wishing = self._look_up(sequences, terms, left, is_trial=is_trial)
         if self._model and wishing and not is_trial:
@@ -126,8 +130,8 @@ class Speculation:
             drafts.clear()
         return drafts, wishing
 
-    @staticmethod
     def _ask(
+        self,
         model: DraftModel,
         sequences: list[Sequence],
         space: CacheSpace,
@@ -142,6 +146,11 @@ class Speculation:
             return {}
         pass_s = model.pass_s(len(sequences))
         least = terms.least(pass_s / len(sequences))
+        if least >= 1:
+            self._num_unasked += terms.num_rows
+            if self._num_unasked < _TRIAL_TOKENS:
+                return {}
+            self._num_unasked, pass_s = 0, 0.0  # measure it again
         wishes: list[_Wish] = []
         gain = 0.0
         is_probe = not pass_s
@@ -171,14 +180,6 @@ class Speculation:
                 wish.sequence.guesser = wish.sequence.drafted.record
                 drafts[id(wish.sequence)] = guess
         return drafts
-
-    def _is_trial_due(self, num_rows: int) -> bool:
-        """Where guesses cannot pay by what is known of their cost, look now and then whether that still holds."""
-        self._num_skipped += num_rows
-        if self._num_skipped < _TRIAL_TOKENS:
-            return False
-        self._num_skipped = 0
-        return True
 
 
 def _make_room(space: CacheSpace, sequence: Sequence, num_drafts: int) -> int:

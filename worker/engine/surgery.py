@@ -1,6 +1,7 @@
 """Faster modules put in place of a transformers model's own, on its general path."""
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,10 +54,11 @@ class FasterNorm(nn.Module):
 
 
 @torch.inference_mode()
-def operate(model: nn.Module, choice: LinearChoice) -> int:
+def operate(model: nn.Module, choice: LinearChoice, replaced: Callable[[nn.Module], None]) -> int:
     """Replace what can be replaced, one module after the other; returns the bytes that replaced linear layers take.
 
     A replaced weight is let go at once unless something else holds it, as an embedding does that the head shares.
+    `replaced` is called with each linear layer that was.
     """
     num_bytes = 0
     for parent in list(model.modules()):
@@ -65,6 +67,7 @@ def operate(model: nn.Module, choice: LinearChoice) -> int:
                 faster = FasterLinear(child, choice)
                 num_bytes += faster.num_bytes
                 setattr(parent, name, faster)
+                replaced(child)
             elif choice.is_native and (norm := _faster_norm(child)):
                 setattr(parent, name, norm)
     return num_bytes

@@ -27,6 +27,7 @@ class SyntheticRunner:
         vocab_size: ids that prompts may hold.
         tokens_per_s: of each sequence, however many run; 0: as fast as possible.
         prefill_tokens_per_s: of all prompts together; 0: as fast as possible.
+        ballast: held for as long as the runner lives, for tests of memory.
         clock, sleep: seconds.
     """
 
@@ -37,6 +38,7 @@ class SyntheticRunner:
         *,
         tokens_per_s: float = 0.0,
         prefill_tokens_per_s: float = 0.0,
+        ballast: bytes = b"",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -44,6 +46,7 @@ class SyntheticRunner:
             raise ValueError("the vocabulary holds no plain words; use a model directory with a tokenizer.json")
         self.vocab_size = vocab_size
         self._words = words
+        self._ballast = ballast
         self._decode_s = 1 / tokens_per_s if tokens_per_s > 0 else 0.0
         self._prefill_s = 1 / prefill_tokens_per_s if prefill_tokens_per_s > 0 else 0.0
         self._clock, self._sleep = clock, sleep

@@ -20,11 +20,14 @@ from worker.engine.prepared import PathChoice, Prepared, prepare_any
 from worker.engine.probe import stable_context_tokens
 from worker.engine.profile import peak_bytes, warm_up
 from worker.engine.runner import TorchRunner
+from worker.engine.threads import num_threads
+from worker.models.draft import PASS_TOKENS, check_vocabularies, draft_path
 from worker.models.errors import DoesNotFit
 from worker.models.files import check_directory
 from worker.models.fingerprint import fingerprint
 from worker.models.load import load, read_config
 from worker.models.plan import FIXED_BYTES, SCRATCH_BYTES, MemoryPlan, fit, logits_bytes, plan
+from worker.models.shape import read_shape
 from worker.protocol import RankConfig
 
 BLOCK_TOKENS = 32
@@ -39,7 +42,7 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
         ModelError: the directory, the weights or the grant is not good enough.
         UnsupportedArchitecture: the engine does not compute this model as it computes itself.
     """
-    torch.set_num_threads(max(1, config.threads))
+    torch.set_num_threads(num_threads(config.threads))
     torch.set_num_interop_threads(1)
     device = torch.device(config.device)
     path = Path(config.path)
@@ -48,6 +51,10 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
     choice = None if on_cuda else PathChoice.from_options(config.options, config.quantization)
     quantization = on_cuda.quantization if on_cuda else choice.quantization if choice else ""
     block_tokens = cuda_options.PAGE_TOKENS if on_cuda else BLOCK_TOKENS
+    draft = draft_path(config.options, device.type)
+    if draft is not None:
+        check_directory(draft)
+        check_vocabularies(path, draft)
     planned = plan(
         path,
         dtype=config.dtype,
@@ -59,34 +66,44 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
         prefill_tokens=config.prefill_tokens,
         context_limit=config.context_limit,
         config=read_config(path).to_dict(),
+        draft=draft,
     )
 
-    def load_model() -> nn.Module:
+    def load_model(path: Path) -> nn.Module:
         model = load(
             path,
             device=config.device,
             dtype=planned.dtype,
             attention=attention.NAME,
             progress=lambda done, total: report("read", done, total),
+            leave=bool(quantization),
         )
         report("pack", 0, 0)
         return model
 
     dtype = getattr(torch, planned.dtype)
+    second: Prepared | None = None
     if on_cuda:
-        model, prepared = cuda_prepare.prepare_any(load_model, dtype, on_cuda)
+        model, prepared = cuda_prepare.prepare_any(lambda: load_model(path), dtype, on_cuda)
     else:
         assert choice is not None
-        model, prepared = prepare_any(load_model, dtype, choice)
+        model, prepared = prepare_any(lambda: load_model(path), dtype, choice)
+        if draft is not None:
+            _, second = prepare_any(lambda: load_model(draft), dtype, choice)
     report("warm up", 0, 0)
-    measured = _profile(prepared, device, dtype, config, planned) or planned.activation_bytes
+    most_tokens = max(1, min(config.prefill_tokens, planned.context_limit - 2))
+    measured = _profile(prepared, device, dtype, config, most_tokens, block_tokens) or planned.activation_bytes
+    if draft is not None and second is not None:
+        most_tokens = max(1, min(PASS_TOKENS, planned.context_limit - 2, read_shape(draft).context_limit - 2))
+        measured = max(measured, _profile(second, device, dtype, config, most_tokens, block_tokens) or 0)
     try:
-        final = _fit_loaded(model, prepared, planned, config, dtype, measured)
+        final = _fit_loaded(model, prepared, second, planned, config, dtype, measured)
     except DoesNotFit as error:  # by a little: the agent hears what is taken in fact, and grants that the next time
         log.get(__name__).warning(
             "memory.tight", measured=measured, planned=planned.activation_bytes, reason=str(error)
         )
-        final = _fit_loaded(model, prepared, planned, config, dtype, min(measured, planned.activation_bytes))
+        least = min(measured, planned.activation_bytes)
+        final = _fit_loaded(model, prepared, second, planned, config, dtype, least)
     cap = WindowCap(final.window, final.num_window_blocks) if final.num_window_blocks else None
     num_host_blocks = _host_bytes(config, device) // (final.block_bytes + final.window_block_bytes)
     runner: Runner
@@ -114,6 +131,9 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
             num_host_blocks=num_host_blocks,
             scratch_bytes=SCRATCH_BYTES,
         )
+    small = None
+    if draft is not None and second is not None:
+        small = TorchRunner(second, device, dtype, final.num_blocks, block_tokens, scratch_bytes=SCRATCH_BYTES)
     return Backend(
         runner=runner,
         num_blocks=final.num_blocks,
@@ -132,15 +152,19 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
         num_host_blocks=num_host_blocks,
         # Guessed tokens leave the recorded steps, which cost more than they bring unless a measurement says otherwise.
         speculate=bool(config.options.get("speculate", not on_cuda)),
+        draft=(small, read_shape(draft).context_limit) if small and draft else None,
     )
 
 
 def _profile(
-    prepared: Prepared, device: torch.device, dtype: torch.dtype, config: RankConfig, planned: MemoryPlan
+    prepared: Prepared,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: RankConfig,
+    num_tokens: int,
+    block_tokens: int,
 ) -> int | None:
-    """What the largest step takes beside weights and cache, with room for a little more; None: it cannot be told."""
-    num_tokens = max(1, min(config.prefill_tokens, planned.context_limit - 2))
-    block_tokens = planned.block_tokens
+    """What a step of so many tokens takes beside weights and cache, and a little more; None: it cannot be told."""
     num_blocks = -(-(num_tokens + 2) // block_tokens)
     runner: Runner
     if _is_cuda(config):
@@ -152,7 +176,7 @@ def _profile(
         num_blocks=num_blocks,
         block_tokens=block_tokens,
         slots=1,
-        prefill_tokens=config.prefill_tokens,
+        prefill_tokens=num_tokens,
         context_limit=num_tokens + 2,
         speculate=False,
     )
@@ -166,19 +190,25 @@ def _profile(
 def _fit_loaded(
     model: nn.Module,
     prepared: Prepared,
+    second: Prepared | None,
     planned: MemoryPlan,
     config: RankConfig,
     dtype: torch.dtype,
     activation: int,
 ) -> MemoryPlan:
-    """The plan again, with weights, blocks and steps as they are and not as headers let expect."""
+    """The plan again, with weights, blocks and steps as they are and not as headers let expect.
+
+    The cache of a draft model (`second`) has a block for each of the first, and keeps every token in all its layers.
+    """
     layers = prepared.shapes
+    draft_block = block_bytes(second.shapes, planned.block_tokens, dtype) if second else 0
     return fit(
         dtype=planned.dtype,
-        weights=prepared.weights_bytes,
+        weights=prepared.weights_bytes + (second.weights_bytes if second else 0),
         activation=activation,
         fixed=planned.fixed_bytes,
-        block_bytes=block_bytes([layer for layer in layers if not layer.window], planned.block_tokens, dtype),
+        block_bytes=block_bytes([layer for layer in layers if not layer.window], planned.block_tokens, dtype)
+        + draft_block,
         window_block_bytes=block_bytes([layer for layer in layers if layer.window], planned.block_tokens, dtype),
         window=max((layer.window for layer in layers if layer.window), default=0),
         block_tokens=planned.block_tokens,

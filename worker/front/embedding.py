@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from shared.messages import Embedded, Item, Job
 from worker.front.errors import Unservable
-from worker.front.request import Limits
+from worker.front.request import Limits, too_long
 
 MAX_INPUTS = 4096
 
@@ -27,18 +27,11 @@ def resolve_inputs(job: Job, ids: list[list[int]], limits: Limits) -> Inputs:
     if not 0 < len(ids) <= MAX_INPUTS:
         raise Unservable("invalid_request", f"An embedding takes 1 to {MAX_INPUTS} inputs, not {len(ids)}.", "input")
     for index, one in enumerate(ids):
-        where = "input" if len(ids) == 1 else f"input[{index}]"
+        where = place(index, len(ids))
         if not one:
             raise Unservable("invalid_request", f"{where} has no tokens.", where)
         if len(one) > limits.context_limit:
-            raise Unservable(
-                "context_length_exceeded",
-                f"This model's maximum context length is {limits.context_limit} tokens. "
-                f"However, {where} has {len(one)} tokens.",
-                where,
-                tokens=len(one),
-                limit=limits.context_limit,
-            )
+            raise too_long(len(one), limits.context_limit, where, f"{where} has")
         if not 0 <= min(one) <= max(one) < limits.vocab_size:
             raise Unservable("invalid_request", f"{where} has ids outside 0 … {limits.vocab_size - 1}.", where)
     resume = job.resume or []
@@ -46,6 +39,11 @@ def resolve_inputs(job: Job, ids: list[list[int]], limits: Limits) -> Inputs:
         raise Unservable("invalid_request", f"resume has {len(resume)} choices, not {len(ids)}.", "resume")
     wanted = [index for index in range(len(ids)) if not resume or resume[index].finish is None]
     return Inputs(ids, wanted)
+
+
+def place(index: int, count: int) -> str:
+    """What an input is called in errors: one of `count`."""
+    return "input" if count == 1 else f"input[{index}]"
 
 
 def vectors_since(

@@ -2,6 +2,7 @@
 
 from shared.errors import PlexusError
 from shared.messages import FailureKind
+from worker.protocol import FatalKind
 
 
 class Unservable(PlexusError):
@@ -24,3 +25,7 @@ class RankFault(PlexusError):
 
 class LoadFailed(PlexusError):
     """The replica cannot be brought up as it is configured. The front exits; its agent tries again later."""
+
+    def __init__(self, reason: str, kind: FatalKind = "") -> None:
+        super().__init__(reason)
+        self.kind: FatalKind = kind

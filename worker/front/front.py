@@ -122,7 +122,7 @@ class Front:
             return await self._exit
         except LoadFailed as error:
             log.error("replica.failed", replica=self._config.replica, model=self._config.model.id, reason=str(error))
-            self.reporter.update(state="failed", reason=str(error))
+            self.reporter.update(state="failed", reason=str(error), kind=error.kind)
             return EXIT_FAILED
         except Exception as error:
             self._broken = f"The front broke: {type(error).__name__}: {error}"

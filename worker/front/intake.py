@@ -1,6 +1,7 @@
 """From a message of the queue to a job that runs, or that is answered."""
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -16,12 +17,12 @@ from shared.messages import Claim, Claimed, Constraint, Job, Prompt
 from worker.front import delivery
 from worker.front.delivery import Delivery
 from worker.front.effects import TERM, Effects
-from worker.front.embedding import resolve_inputs
+from worker.front.embedding import place, resolve_inputs
 from worker.front.errors import Unservable
 from worker.front.jobs import JobTable
-from worker.front.request import Limits, resolve
+from worker.front.request import Limits, reserve, resolve, too_long
 from worker.front.run import Run
-from worker.text.errors import PromptError
+from worker.text.errors import PromptError, PromptTooLong
 from worker.text.grammar import is_constrained
 
 log = get(__name__)
@@ -47,7 +48,7 @@ class RequestBus(Protocol):
 class Encoder(Protocol):
     """What intake needs of a model's text side."""
 
-    def encode(self, prompt: Prompt) -> list[int]: ...
+    def encode(self, prompt: Prompt, *, limit: int | None = None, reserve: int = 1) -> list[int]: ...
     def constrain(self, prompt: Prompt, constraint: Constraint | None, prompt_ids: list[int]) -> Future[str] | None: ...
 
 
@@ -127,8 +128,7 @@ class Intake:
             self._check_job(run.job)  # 3
             if delivery_count > 1 and not await self._claim(run):  # 4
                 return
-            prompts = [run.job.prompt] if self._task == "generate" else run.job.inputs
-            ids = [await self._encode(prompt, size_bytes) for prompt in prompts]  # 5
+            ids = await self._encode_all(run.job, size_bytes)  # 5
             grammar = await self._constrain(run.job, ids[0]) if self._task == "generate" else ""
             fx = Effects()
             ready = self._ready()
@@ -195,12 +195,33 @@ class Intake:
         await self._apply(fx)
         return run.adopted
 
-    async def _encode(self, prompt: Prompt, size_bytes: int) -> list[int]:
+    async def _encode_all(self, job: Job, size_bytes: int) -> list[list[int]]:
+        """The tokens of each prompt. Raises PromptError, and Unservable that names the one which is far too long."""
+        if self._task == "generate":
+            try:
+                return [await self._encode(job, job.prompt, size_bytes)]
+            except PromptTooLong as error:
+                raise too_long(error.tokens, error.limit, error.param) from error
+        ids = []
+        for index, prompt in enumerate(job.inputs):
+            try:
+                ids.append(await self._encode(job, prompt, size_bytes))
+            except PromptTooLong as error:
+                where = place(index, len(job.inputs))
+                raise too_long(error.tokens, error.limit, where, f"{where} has") from error
+        return ids
+
+    async def _encode(self, job: Job, prompt: Prompt, size_bytes: int) -> list[int]:
         if prompt.ids is not None:
             return prompt.ids
+        ready = self._ready()
+        limit = None if ready is None else ready.limits.context_limit
+        encode = functools.partial(
+            self._text.encode, prompt, limit=limit, reserve=reserve(job.sampling, limit) if limit else 1
+        )
         if size_bytes < THREAD_BYTES:
-            return self._text.encode(prompt)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._text.encode, prompt)
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, encode)
 
     async def _constrain(self, job: Job, ids: list[int]) -> str:
         constrained = self._text.constrain(job.prompt, job.constraint, ids)

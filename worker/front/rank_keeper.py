@@ -9,7 +9,7 @@ from shared.messages import Pong
 from worker.front.errors import LoadFailed, RankFault
 from worker.front.health import Restarts, hang
 from worker.front.rank_link import RankLink
-from worker.protocol import FrontToRank, RankConfig, RankToFront, Ready
+from worker.protocol import FatalKind, FrontToRank, RankConfig, RankToFront, Ready
 
 log = get(__name__)
 
@@ -66,15 +66,16 @@ class RankKeeper:
                 await self._on_end(link.reason or _UNEXPECTED)
             reason = link.reason
             if not self._retired:
-                await self._pause(reason)
+                await self._pause(reason, link.kind)
 
-    async def _pause(self, reason: str) -> None:
+    async def _pause(self, reason: str, kind: FatalKind) -> None:
         if not self._was_ready:
-            raise LoadFailed(reason)
+            raise LoadFailed(reason, kind)
         pause_s = self._restarts.died()
         log.error("rank.ended", replica=self._replica, reason=reason, restart_in_s=pause_s)
         if pause_s is None:
-            raise LoadFailed(f"the rank died {self._restarts.deaths} times without finishing a job, at last: {reason}")
+            deaths = self._restarts.deaths
+            raise LoadFailed(f"the rank died {deaths} times without finishing a job, at last: {reason}", kind)
         self._on_start(0, reason)
         await asyncio.sleep(pause_s)
 

@@ -10,7 +10,7 @@ from worker import channel, protocol, stamp
 from worker.channel import ChannelClosed
 from worker.child import Child
 from worker.front.errors import RankFault
-from worker.protocol import Fatal, FrontToRank, RankToFront
+from worker.protocol import Fatal, FatalKind, FrontToRank, RankToFront
 from worker.stamp import Reading, Stamp
 
 log = get(__name__)
@@ -31,6 +31,7 @@ class RankLink:
         self._stamp = Stamp(self._stamp_fd)
         self._child: Child | None = None
         self._reason = ""
+        self.kind: FatalKind = ""  # of the end that it told of itself
         self.active_at = time.monotonic()  # when it last spoke or was last given something
 
     async def start(self) -> "RankLink":
@@ -92,6 +93,7 @@ class RankLink:
             self.active_at = time.monotonic()
             if isinstance(message, Fatal):
                 self._reason = self._reason or message.message
+                self.kind = message.kind
                 return
             yield message
 

@@ -92,14 +92,7 @@ def resolve(job: Job, prompt: list[int], limits: Limits, grammar: str = "") -> R
         raise Unservable("invalid_request", "The prompt is empty.", "prompt")
     _token_ids("prompt", prompt, limits.vocab_size)
     if len(prompt) >= limits.context_limit:
-        raise Unservable(
-            "context_length_exceeded",
-            f"This model's maximum context length is {limits.context_limit} tokens. "
-            f"However, your messages resulted in {len(prompt)} tokens.",
-            "messages" if job.prompt.messages is not None else "prompt",
-            tokens=len(prompt),
-            limit=limits.context_limit,
-        )
+        raise too_long(len(prompt), limits.context_limit, "messages" if job.prompt.messages is not None else "prompt")
     resume = job.resume or [ResumeChoice([]) for _ in range(sampling.n)]
     if len(resume) != sampling.n:
         raise Unservable("invalid_request", f"resume has {len(resume)} choices, not {sampling.n}.", "resume")
@@ -108,6 +101,22 @@ def resolve(job: Job, prompt: list[int], limits: Limits, grammar: str = "") -> R
     if grammar:
         sampling = msgspec.structs.replace(sampling, ignore_eos=False)
     return Resolved(prompt, _sample(sampling, limits, limits.context_limit - len(prompt)), resume, grammar)
+
+
+def too_long(tokens: int, limit: int, param: str, what: str = "your messages resulted in") -> Unservable:
+    """The refusal of a prompt of so many tokens, in the words that clients look for."""
+    return Unservable(
+        "context_length_exceeded",
+        f"This model's maximum context length is {limit} tokens. However, {what} {tokens} tokens.",
+        param,
+        tokens=tokens,
+        limit=limit,
+    )
+
+
+def reserve(sampling: Sampling, limit: int) -> int:
+    """Tokens of the context that a prompt which is shortened leaves to the answer: what it may need, to a quarter."""
+    return max(1, min(sampling.max_tokens or limit, limit // 4))
 
 
 def _sample(sampling: Sampling, limits: Limits, room: int) -> Sample:

@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from worker.models.errors import BadWeights, NotServable
+from worker.models.mapped import Mapped
 from worker.models.stored import opened
 from worker.models.weights import read_headers
 
@@ -41,14 +42,25 @@ def read_config(path: Path) -> Any:
 
 
 def load(
-    path: Path, *, device: str, dtype: str, attention: str, progress: Progress = lambda done, total: None
+    path: Path,
+    *,
+    device: str,
+    dtype: str,
+    attention: str,
+    progress: Progress = lambda done, total: None,
+    leave: bool = False,
 ) -> nn.Module:
     """The model in `path` on `device`, in evaluation mode, computing in `dtype` (a torch name) with the attention
     function registered under `attention`. Raises NotServable or BadWeights.
+
+    With `leave`, matrices stay in their files until they are packed: see `worker.models.mapped`.
     """
     config = read_config(path)
     headers = read_headers(path)
+    mapped = Mapped() if leave and device == "cpu" else None
     with _Quiet(), opened(headers, progress) as tensors:
+        if mapped is not None:
+            tensors = mapped.leave(headers, tensors, getattr(torch, dtype))
         try:
             # transformers makes the modules without memory, finds each tensor's place under whatever name the
             # checkpoint has for it, and reads it there, in several threads, as it would from its own open files.
@@ -78,6 +90,8 @@ def load(
     for tensor in _tensors(model):  # one at a time, so that nothing but the largest exists twice
         tensor.data = tensor.data.to(device)
     module: nn.Module = model.eval().requires_grad_(False)
+    if mapped is not None:
+        mapped.watch(module)
     return module
 
 

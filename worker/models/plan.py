@@ -6,7 +6,6 @@ Everything but the cache is estimated from headers and config.json; the cache ge
 slots can fill. No torch here: the numbers serve an agent's ledger as well as a rank.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,16 @@ from worker.models.cache_split import CacheNeeds, split
 from worker.models.draft import PASS_TOKENS
 from worker.models.errors import DoesNotFit
 from worker.models.shape import Shape, read_shape
-from worker.models.weights import FLOATS, ITEM_BYTES, TORCH_NAMES, TensorHeader, read_headers
+from worker.models.weights import (
+    FLOATS,
+    ITEM_BYTES,
+    TORCH_NAMES,
+    TensorHeader,
+    can_stay,
+    is_expert,
+    is_matrix,
+    read_headers,
+)
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 0.625}  # of a number; int4 with scale and offset for 32 to 64
@@ -26,7 +34,7 @@ SCRATCH_BYTES = 64 << 20  # bound of what attention writes out at a time
 # Interpreter, torch and transformers take 0.33 GB resident on a CPU, the rest is room for allocator and kernels.
 # CUDA: context, cuBLAS workspaces and graphs, an estimate until measured on the device.
 FIXED_BYTES = {"cpu": 512 << 20, "cuda": 1536 << 20}
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embeddings?)\.weight$")  # looked up, kept
+QUANTISED_EXPERTS = ("qwen3_moe", "mixtral")  # families whose experts are quantised; those of others stay as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,7 @@ class MemoryPlan:
     window_block_bytes: int = 0  # of sliding layers, where these have blocks of their own
     num_window_blocks: int = 0
     draft_bytes: int = 0  # of `weights_bytes`, those of a draft model
-    loading_bytes: int = 0  # at the peak of the load, before there is a cache; quantised weights come whole at first
+    loading_bytes: int = 0  # at the peak of the load, before there is a cache, where weights are quantised
 
     @property
     def cache_bytes(self) -> int:
@@ -82,15 +90,38 @@ def stored_dtype(tensors: list[TensorHeader]) -> str:
     return TORCH_NAMES[max(sizes, key=lambda name: sizes[name])] if sizes else ""
 
 
-def weights_bytes(tensors: list[TensorHeader], dtype: str, quantization: str = "") -> int:
+def weights_bytes(
+    tensors: list[TensorHeader], dtype: str, quantization: str = "", *, keeps_experts: bool = False
+) -> int:
     """Memory of these tensors with every float in `dtype`, and the matrices of layers quantised."""
-    return sum(_tensor_bytes(tensor, dtype, quantization) for tensor in tensors)
+    return sum(
+        _tensor_bytes(tensor, dtype, "" if keeps_experts and is_expert(tensor) else quantization) for tensor in tensors
+    )
+
+
+def loading_bytes(
+    tensors: list[TensorHeader], dtype: str, quantization: str, device_kind: str, *, keeps_experts: bool = False
+) -> int:
+    """Their peak while they are loaded and quantised, beside what the process takes in any case.
+
+    On a CPU matrices are quantised from their files, where they are of the type to compute in. The rest is there whole
+    at first; and the largest one is there as it is stored, as it is computed with and packed.
+    """
+    largest = max((tensor.num_items * DTYPE_BYTES[dtype] for tensor in tensors), default=0)
+    stays = [tensor for tensor in tensors if device_kind == "cpu" and can_stay(tensor, dtype)]
+    names = {tensor.name for tensor in stays}
+    whole = [tensor for tensor in tensors if tensor.name not in names]
+    return (
+        weights_bytes(stays, dtype, quantization, keeps_experts=keeps_experts)
+        + weights_bytes(whole, dtype)
+        + 2 * largest
+    )
 
 
 def _tensor_bytes(tensor: TensorHeader, dtype: str, quantization: str) -> int:
     if tensor.dtype not in FLOATS:
         return tensor.num_items * ITEM_BYTES.get(tensor.dtype, 1)
-    if quantization and len(tensor.shape) == 2 and not _EMBEDDING.search(tensor.name):
+    if quantization and is_matrix(tensor):
         return int(tensor.num_items * QUANTISED_BYTES[quantization]) + tensor.shape[0] * 8
     return tensor.num_items * DTYPE_BYTES[dtype]
 
@@ -123,23 +154,26 @@ def plan(
 ) -> MemoryPlan:
     """Plan the model in `path` within `memory_bytes`. Raises DoesNotFit, with the numbers, or NotServable.
 
-    `context_limit` lowers the model's own (0: the model's); `config` completes config.json, see `read_shape`. `draft` is
-    the directory of a draft model, which has a cache of as many blocks.
+    `context_limit` lowers the model's own (0: the model's); `config` completes config.json, see `read_shape`; `draft`
+    is the directory of a draft model, which has a cache of as many blocks.
     """
     shape, tensors = read_shape(path, config), read_headers(path)
     dtype = resolve_dtype(dtype, shape.dtype or stored_dtype(tensors), device_kind)
-    weights = weights_bytes(tensors, dtype, quantization)
+    keeps_experts = device_kind != "cpu" or shape.model_type not in QUANTISED_EXPERTS
+    weights = weights_bytes(tensors, dtype, quantization, keeps_experts=keeps_experts)
     step = activation_bytes(shape, dtype, prefill_tokens=prefill_tokens, slots=slots)
     # While loading, one tensor exists twice (converted or packed); a step never coincides with that.
     largest = max((tensor.num_items * DTYPE_BYTES[dtype] for tensor in tensors), default=0)
     fixed = FIXED_BYTES[device_kind]
-    loading = weights_bytes(tensors, dtype) + largest + fixed if quantization else 0
+    loading = 0
+    if quantization:
+        loading = fixed + loading_bytes(tensors, dtype, quantization, device_kind, keeps_experts=keeps_experts)
     second = _DraftNeeds()
     if draft is not None:
-        second = _draft_needs(draft, dtype, quantization, block_tokens=block_tokens, slots=slots)
-        loading = max(loading, weights + second.loading_bytes + fixed)
+        second = _draft_needs(draft, dtype, quantization, device_kind, block_tokens=block_tokens, slots=slots)
+        loading = max(loading, weights + second.loading_bytes + fixed) if quantization else 0
     if loading > memory_bytes:
-        parts = {"weights before they are quantised": loading - fixed, "fixed": fixed}
+        parts = {"weights while they are quantised": loading - fixed, "fixed": fixed}
         raise DoesNotFit(loading, memory_bytes, parts, 0)
     found = fit(
         dtype=dtype,
@@ -169,16 +203,18 @@ class _DraftNeeds:
     loading_bytes: int = 0
 
 
-def _draft_needs(draft: Path, dtype: str, quantization: str, *, block_tokens: int, slots: int) -> _DraftNeeds:
+def _draft_needs(
+    draft: Path, dtype: str, quantization: str, device_kind: str, *, block_tokens: int, slots: int
+) -> _DraftNeeds:
     """As of any other model, but that all its layers keep every token and a pass has few."""
     shape, tensors = read_shape(draft), read_headers(draft)
-    largest = max((tensor.num_items * DTYPE_BYTES[dtype] for tensor in tensors), default=0)
+    keeps_experts = device_kind != "cpu" or shape.model_type not in QUANTISED_EXPERTS
     step = activation_bytes(shape, dtype, prefill_tokens=PASS_TOKENS, slots=slots)
     return _DraftNeeds(
-        weights_bytes=weights_bytes(tensors, dtype, quantization),
+        weights_bytes=weights_bytes(tensors, dtype, quantization, keeps_experts=keeps_experts),
         activation_bytes=step + SCRATCH_BYTES,
         block_bytes=shape.layers * shape.kv_items * DTYPE_BYTES[dtype] * block_tokens,
-        loading_bytes=weights_bytes(tensors, dtype) + largest,
+        loading_bytes=loading_bytes(tensors, dtype, quantization, device_kind, keeps_experts=keeps_experts),
     )
 
 

@@ -7,7 +7,9 @@ A file starts with eight bytes of little-endian length and a JSON header of that
 import contextlib
 import hashlib
 import json
+import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,8 @@ ITEM_BYTES = {
 }  # fmt: skip
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embeddings?)\.weight$")  # looked up, kept
+_EXPERT = re.compile(r"\.experts\.")
 _SAMPLE_BYTES = 64 << 10
 _MAX_HEADER = 100 << 20  # as the format's own library
 
@@ -43,6 +47,22 @@ class TensorHeader(NamedTuple):
         for length in self.shape:
             size *= length
         return size
+
+
+def is_matrix(tensor: TensorHeader) -> bool:
+    """Whether it is the weight of a linear layer, as far as its name and shape tell."""
+    return len(tensor.shape) == 2 and not _EMBEDDING.search(tensor.name)
+
+
+def is_expert(tensor: TensorHeader) -> bool:
+    """Whether it is of an expert; transformers joins these while it loads."""
+    return bool(_EXPERT.search(tensor.name))
+
+
+def can_stay(tensor: TensorHeader, dtype: str) -> bool:
+    """Whether it may be left in its file until it is quantised (`worker.models.mapped`)."""
+    is_as_stored = TORCH_NAMES.get(tensor.dtype) == dtype
+    return is_as_stored and is_matrix(tensor) and not is_expert(tensor) and hasattr(mmap, "MADV_DONTNEED")
 
 
 def weight_files(path: Path) -> list[Path]:

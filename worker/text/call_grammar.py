@@ -1,12 +1,14 @@
 """Grammars of tool calls: in each model's own convention, arguments that validate against the tool's schema. Pure."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shared.messages import Constraint
 from worker.text.coerce import dump
 from worker.text.errors import PromptError
+from worker.text.flatten import MAX_CHARACTERS, NotRegular, flatten
 from worker.text.lark import Rules, Symbol, literal
 from worker.text.raw_values import RawValues
 from worker.text.schema import prepare, resolve
@@ -28,10 +30,13 @@ class Function:
     param: str
 
 
-def functions_of(tools: list[dict[str, Any]], *, only: str = "", loose: bool = False) -> list[Function]:
+def functions_of(
+    tools: list[dict[str, Any]], freeform: Mapping[str, Constraint], *, only: str = "", loose: bool = False
+) -> list[Function]:
     """The tools that may be called. Raises `PromptError`.
 
     Args:
+        freeform: by tool, what its text must match.
         only: the name of the single one to call; empty: any.
         loose: arguments of tools that are not `strict` may be any object.
     """
@@ -44,6 +49,9 @@ def functions_of(tools: list[dict[str, Any]], *, only: str = "", loose: bool = F
         if not _NAME.fullmatch(name):
             raise PromptError(f"tools[{index}].function.name may hold letters, digits and _ - . :", "tools")
         param = f"tools[{index}].function.parameters"
+        if name in freeform and (text_only := _text_only(name, freeform[name], is_optional=loose)):
+            functions.append(Function(name, prepare(text_only, "tools"), "tools"))
+            continue
         is_loose = loose and not function.get("strict")
         functions.append(
             Function(name, prepare({"type": "object"} if is_loose else _object(parameters, param), param), param)
@@ -86,6 +94,29 @@ def _object(parameters: Any, param: str) -> dict[str, Any]:
     } & set(result):
         result["additionalProperties"] = False
     return result
+
+
+def _text_only(name: str, form: Constraint, *, is_optional: bool) -> dict[str, Any] | None:
+    """The schema of a freeform tool: one text. None where it cannot be held to its grammar, and need not be."""
+    if not isinstance(form.value, str) or form.kind not in ("regex", "grammar"):
+        raise PromptError(f"The form of the tool {name!r} must be a regular expression or a grammar, as text.", "tools")
+    try:
+        pattern = form.value if form.kind == "regex" else flatten(form.value)
+    except NotRegular as error:
+        if is_optional:
+            return None
+        raise PromptError(
+            f"The grammar of the tool {name!r} cannot be enforced in a required call: {error}. "
+            "A grammar without recursion can be; or let the model choose whether to call.",
+            "tools",
+        ) from error
+    if len(pattern) > MAX_CHARACTERS:
+        raise PromptError(f"The form of the tool {name!r} is longer than {MAX_CHARACTERS} characters.", "tools")
+    pattern = pattern.removeprefix("^")
+    if pattern.endswith("$") and not pattern.endswith("\\$"):
+        pattern = pattern[:-1]
+    text = {"type": "string", "pattern": f"^(?:{pattern})$"}
+    return {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
 
 
 def _repeat(first: str, more: str, most: int) -> str:

@@ -12,6 +12,15 @@ class PromptError(Exception):
         self.param = param
 
 
+class PromptTooLong(PromptError):
+    """The prompt is longer than the context, by far. Remedy: the client shortens it."""
+
+    def __init__(self, tokens: int, limit: int, param: str) -> None:
+        super().__init__(f"The prompt has more than {tokens} tokens, and {limit} are the limit.", param)
+        self.tokens = tokens  # at least
+        self.limit = limit
+
+
 class CheckpointError(Exception):
     """A model directory lacks what is needed to read and write its tokens. Remedy: complete the directory."""
 

@@ -70,7 +70,7 @@ def write(prompt: Prompt, constraint: Constraint | None, style: Style, reasoning
         alternatives.append(_calls(rules, prompt, style))
     elif tools and style.is_token(style.convention.frame[0] or style.convention.opening):
         # Calls stay possible beside content. Those of strict tools are held to their schemas.
-        functions = functions_of(tools, loose=True)
+        functions = functions_of(tools, prompt.freeform, loose=True)
         called = calls(rules, style.convention, functions, style.symbol, many=prompt.parallel_tool_calls)
         if style.convention.form == "bare":
             called = f"{style.symbol(style.convention.opening)} {called}"
@@ -107,7 +107,7 @@ def parts(prompt: Prompt, constraint: Constraint | None, style: Style) -> list[t
         rules = Rules()
         found.append((_PARAMS[constraint.kind], rules.render(content(rules, constraint))))
     if (tools := _tools(prompt)) and is_constrained(prompt, constraint):
-        for function in functions_of(tools, only=_only(prompt), loose=not _must_call(prompt)):
+        for function in functions_of(tools, prompt.freeform, only=_only(prompt), loose=not _must_call(prompt)):
             rules = Rules()
             found.append((function.param, rules.render(rules.json(function.parameters))))
     return found
@@ -129,13 +129,15 @@ def _only(prompt: Prompt) -> str:
 def _has_strict(prompt: Prompt) -> bool:
     def strict(tool: Any) -> bool:
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
-        return isinstance(function, dict) and function.get("strict") is True
+        return isinstance(function, dict) and (
+            function.get("strict") is True or function.get("name") in prompt.freeform
+        )
 
     return prompt.tool_choice == "auto" and any(strict(tool) for tool in _tools(prompt))
 
 
 def _calls(rules: Rules, prompt: Prompt, style: Style) -> str:
-    functions = functions_of(_tools(prompt), only=_only(prompt))
+    functions = functions_of(_tools(prompt), prompt.freeform, only=_only(prompt))
     many = prompt.parallel_tool_calls and not _only(prompt)
     return calls(rules, style.convention, functions, style.symbol, many=many)
 
@@ -168,6 +170,6 @@ def _channels(
         text = rules.text() if constraint is None else content(rules, constraint)
         ends.append(f'"final" {message} {text}')
     if must_call or tools:
-        functions = functions_of(tools, only=_only(prompt), loose=not must_call)
+        functions = functions_of(tools, prompt.freeform, only=_only(prompt), loose=not must_call)
         ends.append(harmony_call(rules, functions, symbol))
     return f"({rules.add(analysis)}){{0,4}} {channel} {rules.one_of(ends)}"

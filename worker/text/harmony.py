@@ -29,7 +29,7 @@ def detect_harmony(vocabulary: Vocabulary) -> dict[int, Mark]:
 
 
 def harmony_thinking(vocabulary: Vocabulary, budget: int, *, may_call: bool) -> Thinking:
-    """How to end the analysis of a model that speaks in channels. `may_call`: leave the channel after it to the model."""
+    """How to end the analysis of such a model. `may_call`: leave the channel after it to the model."""
 
     def ids(*pieces: str) -> list[int]:
         result: list[int] = []

@@ -11,6 +11,7 @@ from worker.text.checkpoint import Checkpoint, GenerationDefaults
 from worker.text.constrain import Constrainer
 from worker.text.detokenise import Detokeniser
 from worker.text.errors import CheckpointError, PromptError
+from worker.text.fitting import check_length, shorten
 from worker.text.grammar import Reasoning, Style
 from worker.text.harmony import HarmonySorter, detect_harmony, harmony_thinking
 from worker.text.lark import literal
@@ -72,24 +73,33 @@ class ModelText:
             "reasoning": self._reasoning is not None or bool(self._harmony),
         }
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, *, limit: int | None = None, reserve: int = 1) -> list[int]:
         """Return the prompt's token ids, never none. Raises `PromptError`.
+
+        With a `limit` of tokens a prompt that is far longer is refused at once, `PromptTooLong`, and one that may be
+        shortened leaves `reserve` of them free.
 
         Names of special tokens in a message become those tokens, as everywhere in this ecosystem: the tokeniser
         cannot tell who wrote them.
         """
         if prompt.messages is not None:
-            return self._tokens(self.render(prompt), "messages", add_special_tokens=False)
+            if prompt.shorten and limit is not None:
+                room = limit - reserve
+                prompt = shorten(prompt, room, lambda one: self._read(one, limit=room))
+            return self._read(prompt, limit=limit)
         if prompt.text is not None:
             if not prompt.text:
                 raise PromptError("The prompt is empty: send at least one character.", "prompt")
-            return self._tokens(prompt.text, "prompt", add_special_tokens=True)
+            return self._tokens(prompt.text, "prompt", limit=limit, add_special_tokens=True)
         if not prompt.ids:
             raise PromptError("The prompt is empty: send messages, a text or token ids.", "prompt")
         for id in prompt.ids:
             if not 0 <= id < self.vocab_size:
                 raise PromptError(f"Token id {id} is not in this model's vocabulary of {self.vocab_size}.", "prompt")
         return list(prompt.ids)
+
+    def _read(self, prompt: Prompt, *, limit: int | None) -> list[int]:
+        return self._tokens(self.render(prompt), "messages", limit=limit, add_special_tokens=False)
 
     def render(self, prompt: Prompt) -> str:
         """Return the text that the chat template makes of messages; a text prompt as it is. Raises `PromptError`."""
@@ -202,11 +212,13 @@ class ModelText:
         marks = [self._reasoning.opening, self._reasoning.closing] if self._reasoning else []
         return [*marks, *tools.marks()] if tools else marks
 
-    def _tokens(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+    def _tokens(self, text: str, param: str, *, limit: int | None, add_special_tokens: bool) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair
             raise PromptError(f"The prompt is not valid Unicode text ({error.reason}).", param) from error
+        if limit is not None:
+            check_length(text, limit, lambda piece: self._vocabulary.encode(piece, add_special_tokens=False), param)
         ids = self._vocabulary.encode(text, add_special_tokens=add_special_tokens)
         if not ids:
             raise PromptError("The prompt is empty: it has no tokens.", param)

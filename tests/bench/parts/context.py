@@ -27,6 +27,14 @@ class Context:
         """The checkpoint of a shape."""
         return checkpoints.make(self.directory, shape)
 
+    def is_first(self, shape: str) -> bool:
+        """Whether this is the shape that everything is measured on."""
+        return shape == self.shapes[0]
+
+    def heavy_rounds(self, shape: str) -> int:
+        """Rounds of what takes minutes: one fewer, and one alone of all shapes but the first."""
+        return max(1, self.rounds - 1) if self.is_first(shape) else 1
+
     def texts(self, shape: str) -> Texts:
         """Prompts for it; the same in every run."""
         return _texts(self.checkpoint(shape))

@@ -29,6 +29,7 @@ from worker.protocol import (
 from worker.stamp import Stamp
 
 SILENCE_S = 300.0
+LEAD_TOKENS = 400  # of a sequence, while the prompts of those that decode with it are computed
 
 
 @dataclass
@@ -192,11 +193,18 @@ def running(config: RankConfig, *, is_warm: bool = False) -> Iterator[Rank]:
         rank.close()
 
 
-def decode_steps(rank: Rank, prompts: list[list[int]], tokens: int, **sample: Any) -> list[float]:
-    """Seconds of each step in which all prompts' sequences decode together. Prompts are prefilled before."""
-    runs = [rank.submit(prompt, tokens, **sample) for prompt in prompts]
-    rank.wait(*runs)
-    begin = max(run.at[0] for run in runs)  # from here on all of them decode
-    end = min(run.at[-1] for run in runs)
-    times = sorted({at for run in runs for at in run.at if begin <= at <= end})
-    return [later - earlier for earlier, later in itertools.pairwise(times)]
+def decode_steps(rank: Rank, prompts: list[list[int]], steps: int, **sample: Any) -> list[float]:
+    """Seconds of each of so many steps in which all prompts' sequences decode; they are prefilled before."""
+    room = steps + LEAD_TOKENS
+    runs = [rank.submit(prompt, room, **sample) for prompt in prompts]
+    rank.wait_first(*runs)
+    times = [time.perf_counter()]
+    while len(times) <= steps and not any(run.has_ended for run in runs):
+        before = sum(len(run.ids) for run in runs)
+        rank.hear()
+        if sum(len(run.ids) for run in runs) > before:
+            times.append(time.perf_counter())
+    rank.abort_all()
+    if len(times) <= steps // 2:
+        raise RuntimeError(f"a sequence ended before {steps} steps were seen")
+    return [later - earlier for earlier, later in itertools.pairwise(times[1:])]

@@ -21,60 +21,65 @@ EACH = {24: {1: 4, 8: 2, 16: 2}, 256: {1: 1, 8: 1, 16: 1}}  # requests of a clie
 LONG_PROMPT = 4096
 STREAMS = 15
 CONVERSATION = 8192
-PEER = "transformers"
+PEER = "transformers serve"
 
 
 def http(context: Context, shape: str) -> Iterator[Figure]:
-    """Throughput and first tokens against `transformers serve`, bf16."""
-    yield from _throughput(context, shape, "http", "", {24: SHORT[2], 256: LONG[2]})
+    """Throughput and first tokens against `transformers serve` in bf16: of the weights as they are, and of int8.
 
-
-def http_int8(context: Context, shape: str) -> Iterator[Figure]:
-    """The same, int8 weights here against the peer's bf16."""
-    yield from _throughput(context, shape, "http-int8", "int8", INT8)
+    All three are measured in turn, so that one measurement of the peer serves both.
+    """
+    path = context.checkpoint(shape)
+    with ExitStack() as stack:
+        ours = {}
+        for name, fields in (("http", {}), ("http-int8", {"quantization": "int8"})):  # each has all cores
+            fleet = stack.enter_context(servers.fleet(context.scratch / f"{name}-{shape}"))
+            ours[name] = fleet.serve(path, **fields)
+        running = dict(ours)
+        if context.transformers_python:
+            log = context.scratch / f"http-{shape}-peer.log"
+            running[PEER] = stack.enter_context(servers.transformers_serve(context.transformers_python, path, log))
+        for server in running.values():  # first times of everything
+            with server.awake():
+                for tokens_in, _, _ in (SHORT, LONG):
+                    asyncio.run(_load(context, shape, server, 4, 1, tokens_in, 12))
+        for tokens_in, tokens_out, targets in (SHORT, LONG):
+            for clients in context.clients:
+                if tokens_out == LONG[1] and not context.is_first(shape) and clients > 8:
+                    continue  # minutes for what the smaller model shows as well
+                yield from _throughput(context, shape, running, clients, (tokens_in, tokens_out), targets[clients])
 
 
 def _throughput(
-    context: Context, shape: str, row: str, quantization: str, targets: dict[int, dict[int, float]]
+    context: Context, shape: str, running: dict[str, Server], clients: int, tokens: tuple[int, int], target: float
 ) -> Iterator[Figure]:
-    path = context.checkpoint(shape)
-    with ExitStack() as stack:
-        fleet = servers.plexus(context.scratch / f"{row}-{shape}", path, quantization=quantization)
-        both = [stack.enter_context(fleet)]
-        if context.transformers_python:
-            log = context.scratch / f"{row}-{shape}-peer.log"
-            both.append(stack.enter_context(servers.transformers_serve(context.transformers_python, path, log)))
-        for server in both:  # first times of everything
-            for tokens_in, tokens_out, _ in (SHORT, LONG):
-                asyncio.run(_load(context, shape, server, 4, 1, tokens_in, min(tokens_out, 24)))
-        for server in both[1:]:
+    tokens_in, tokens_out = tokens
+    rate: dict[str, list[float]] = {name: [] for name in running}
+    first: dict[str, list[float]] = {name: [] for name in running}
+    for number in range(context.heavy_rounds(shape)):
+        for name, server in running.items():
+            each = EACH[tokens_out][clients]
             with server.awake():
-                pass
-        for tokens_in, tokens_out, _ in (SHORT, LONG):
-            for clients in context.clients:
-                rate: dict[str, list[float]] = {server.name: [] for server in both}
-                first: dict[str, list[float]] = {server.name: [] for server in both}
-                for number in range(context.rounds):
-                    for server in both:
-                        with server.awake():
-                            each = EACH[tokens_out][clients]
-                            found, wall_s = asyncio.run(
-                                _load(context, shape, server, clients, each, tokens_in, tokens_out)
-                            )
-                        _check(found, tokens_out, server)
-                        rate[server.name].append(sum(one.tokens for one in found) / wall_s)
-                        first[server.name].append(statistics.median(one.ttft_s for one in found))
-                    context.say(f"{row} {shape} {tokens_in}/{tokens_out} {clients} clients: round {number + 1}")
-                peer = rate.get("transformers serve", ())
-                yield Figure(
-                    row, f"{shape} {tokens_in} in / {tokens_out} out, {clients} clients", "tok/s", rate["plexus"],
-                    peer, PEER, at_least=targets[tokens_out][clients] if peer else None,
-                )  # fmt: skip
-                halves = tokens_out == 24 and clients == 16 and peer
-                yield Figure(
-                    row, f"{shape} TTFT, {tokens_in} in, {clients} clients", "s", first["plexus"],
-                    first.get("transformers serve", ()), PEER, at_most=0.5 if halves else None,
-                )  # fmt: skip
+                found, wall_s = asyncio.run(_load(context, shape, server, clients, each, tokens_in, tokens_out))
+            _check(found, tokens_out, server)
+            rate[name].append(sum(one.tokens for one in found) / wall_s)
+            first[name].append(statistics.median(one.ttft_s for one in found))
+        context.say(f"http {shape} {tokens_in}/{tokens_out} {clients} clients: round {number + 1}: {_last(rate)}")
+    peer, peer_first = rate.get(PEER, ()), first.get(PEER, ())
+    for row, wanted in (("http", target), ("http-int8", INT8[tokens_out][clients])):
+        yield Figure(
+            row, f"{shape} {tokens_in} in / {tokens_out} out, {clients} clients", "tok/s", rate[row], peer, PEER,
+            at_least=wanted if peer else None,
+        )  # fmt: skip
+        halves = row == "http" and tokens_out == SHORT[1] and clients == 16 and peer
+        yield Figure(
+            row, f"{shape} TTFT, {tokens_in} in / {tokens_out} out, {clients} clients", "s", first[row], peer_first,
+            PEER, at_most=0.5 if halves else None,
+        )  # fmt: skip
+
+
+def _last(rates: dict[str, list[float]]) -> str:
+    return ", ".join(f"{name} {values[-1]:.1f} tok/s" for name, values in rates.items())
 
 
 async def _load(
@@ -108,14 +113,14 @@ def joining(context: Context, shape: str) -> Iterator[Figure]:
     path, texts = context.checkpoint(shape), context.texts(shape)
     quiet, loud, first = [], [], []
     with servers.plexus(context.scratch / f"joining-{shape}", path) as server:
-        for number in range(context.rounds + 1):
+        for number in range(context.heavy_rounds(shape) + 1):
             messages = [texts.message(64) for _ in range(STREAMS)]
             without, beside, ttft_s = asyncio.run(_join(server, messages, texts.message(LONG_PROMPT)))
             if number:  # the first round warms up
                 quiet.append(_p99(without) * 1e3)
                 loud.append(_p99(beside) * 1e3)
                 first.append(ttft_s)
-            context.say(f"joining {shape}: round {number} of {context.rounds}")
+            context.say(f"joining {shape}: round {number}: {_p99(without):.3f} s, {_p99(beside):.3f} s")
     yield Figure(
         "joining", f"{shape} p99 ITL of {STREAMS} streams while {LONG_PROMPT} tokens join", "ms", loud, quiet,
         "without", at_most=2.0,
@@ -125,17 +130,21 @@ def joining(context: Context, shape: str) -> Iterator[Figure]:
 
 async def _join(server: Server, messages: list[str], long: str) -> tuple[list[float], list[float], float]:
     """Gaps between tokens of the running streams: before, and while the long prompt is computed."""
-    tokens = 1200
+    tokens, found = 4000, [Stream() for _ in messages]  # more than there is time for
+    requests = [streams.request(HOST, server.model, [_user(text)], tokens, server.key) for text in messages]
     running = [
-        asyncio.create_task(
-            streams.stream(HOST, server.port, streams.request(HOST, server.model, [_user(text)], tokens, server.key))
-        )
-        for text in messages
+        asyncio.create_task(streams.stream(HOST, server.port, request, into=one))
+        for request, one in zip(requests, found, strict=True)
     ]
-    await asyncio.sleep(6.0)  # the streams run alone for a while: that is what is measured
+    while any(len(one.at) < 8 for one in found):  # noqa: ASYNC110  (they are filled as data comes)
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(8.0)  # the streams run alone for a while: that is what is measured
     joined_at = time.perf_counter()
     last = await streams.stream(HOST, server.port, streams.request(HOST, server.model, [_user(long)], 2, server.key))
-    found = await asyncio.gather(*running)
+    await asyncio.sleep(0.5)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
     begin = max(one.at[4] for one in found)
     without = [gap for one in found for gap in _gaps(one.at, begin, joined_at)]
     beside = [gap for one in found for gap in _gaps(one.at, joined_at, last.at[0])]
@@ -149,7 +158,7 @@ def conversation(context: Context, shape: str) -> Iterator[Figure]:
     path, texts = context.checkpoint(shape), context.texts(shape)
     firsts, seconds = [], []
     with servers.plexus(context.scratch / f"conversation-{shape}", path) as server:
-        for number in range(context.rounds):
+        for number in range(context.heavy_rounds(shape)):
             messages = [_user(texts.message(CONVERSATION))]
             first = asyncio.run(_turn(server, messages))
             answer = {"role": "assistant", "content": first.text}

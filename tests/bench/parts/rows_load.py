@@ -35,7 +35,7 @@ def load(context: Context, shape: str) -> Iterator[Figure]:
     path = context.checkpoint(LOADED)
     file = path / "model.safetensors"
     ours, plain, stages = [], [], []
-    with servers.fleet(context.scratch / "load") as fleet:
+    with servers.fleet(context.scratch / "load", PLEXUS_WORKER__STANDBY="true") as fleet:
         for number in range(context.rounds + 1):
             _wait_for_spare(fleet)
             base_s = read_and_copy_s(file)
@@ -117,7 +117,7 @@ def isolation(context: Context, shape: str) -> Iterator[Figure]:
                 runs = [rank.submit(texts.ids(prompt_tokens), tokens) for _ in range(STREAMS)]
                 rank.wait_first(*runs)
                 before, started = rank.stamp.read().step, time.perf_counter()
-                while time.perf_counter() - started < 8.0:
+                while time.perf_counter() - started < 8.0 and not any(run.has_ended for run in runs):
                     rank.hear()
                 step_s = (time.perf_counter() - started) / (rank.stamp.read().step - before)
                 rank.abort_all()

@@ -13,7 +13,7 @@ from tests.bench.parts.ranks import num_cores, rank_config
 
 PEER = "llama.cpp"
 BATCHES = (1, 8, 16)
-PROMPT, TOKENS = 128, 64
+PROMPT, STEPS = 32, 40
 # Quantisation here, kind of GGUF, and the target against it by batch.
 DECODE = {
     "bf16": ("", "bf16", {1: 1.0, 8: 1.8, 16: 1.8}),
@@ -23,6 +23,7 @@ DECODE = {
 PREFILL = (512, 4096)
 PREFILL_TARGET = 1.4
 BANDWIDTH_TARGET = 0.85
+PLAIN = {"speculate": False}  # one token a step, as the peers do it
 
 
 def decode_bf16(context: Context, shape: str) -> Iterator[Figure]:
@@ -47,14 +48,14 @@ def _decode(context: Context, shape: str, kind: str) -> Iterator[Figure]:
     peer: dict[int, list[float]] = {batch: [] for batch in batches}
     shares: list[float] = []
     with ExitStack() as stack:
-        rank = stack.enter_context(_rank(context, shape, quantization))
-        other = _llama(context, shape, file, stack, sequences=max(batches), tokens=PROMPT + TOKENS + 8)
+        rank = stack.enter_context(_rank(context, shape, quantization, options=PLAIN))
+        other = _llama(context, shape, file, stack, sequences=max(batches), tokens=PROMPT + STEPS + 8)
         for number in range(context.rounds + 1):
             for batch in batches:
                 prompts = [texts.ids(PROMPT) for _ in range(batch)]
                 read = bandwidth_gb_s() if batch == 1 else 0.0
-                step_s = statistics.median(ranks.decode_steps(rank, prompts, TOKENS))
-                theirs_s = statistics.median(other.run(prompts, TOKENS)["steps_s"]) if other else 0.0
+                step_s = statistics.median(ranks.decode_steps(rank, prompts, STEPS))
+                theirs_s = statistics.median(other.run(prompts, STEPS)["steps_s"]) if other else 0.0
                 if not number:  # the first round warms up
                     continue
                 ours[batch].append(batch / step_s)
@@ -82,7 +83,8 @@ def prefill(context: Context, shape: str) -> Iterator[Figure]:
         rank = stack.enter_context(_rank(context, shape))
         other = _llama(context, shape, "bf16", stack, sequences=1, tokens=max(PREFILL) + 8)
         for number in range(context.rounds + 1):
-            for size in PREFILL:
+            is_long_due = number == 1 or (number == 2 and context.is_first(shape))
+            for size in PREFILL if is_long_due else PREFILL[:1]:  # the first round warms up
                 prompt = texts.ids(size)
                 run = rank.submit(prompt, 1)
                 rank.wait(run)
@@ -103,11 +105,12 @@ def long_context(context: Context, shape: str) -> Iterator[Figure]:
     near: list[float] = []
     far: list[float] = []
     allowed: list[float] = []
-    with _rank(context, shape) as rank:
+    with _rank(context, shape, options=PLAIN) as rank:
         per_token = kv_bytes_per_token(shape)
+        long_prompt = texts.ids(size)  # the same each time, so that it is computed once
         for number in range(context.rounds + 1):
-            short_s = statistics.median(ranks.decode_steps(rank, [texts.ids(PROMPT)], TOKENS))
-            long_s = statistics.median(ranks.decode_steps(rank, [texts.ids(size)], TOKENS))
+            short_s = statistics.median(ranks.decode_steps(rank, [texts.ids(PROMPT)], STEPS))
+            long_s = statistics.median(ranks.decode_steps(rank, [long_prompt], STEPS))
             if number:
                 near.append(short_s * 1e3)
                 far.append(long_s * 1e3)

@@ -60,6 +60,12 @@ class BenchFleet:
         """Have the checkpoint loaded under its directory's name, alone, and return its replica's record."""
         return asyncio.run(self._load(path, fields))
 
+    def serve(self, path: Path, name: str = "", **fields: Any) -> Server:
+        """The checkpoint loaded under a name, as a server."""
+        model = f"{path.name}-{name}" if name else path.name
+        self.load(path, id=model, **fields)
+        return Server("plexus", self.port, model)
+
     def unload(self, model: str) -> None:
         """Have the model unloaded and wait until it is."""
         asyncio.run(self._unload(model))
@@ -101,8 +107,7 @@ def fleet(directory: Path, **variables: str) -> Iterator[BenchFleet]:
 def plexus(directory: Path, path: Path, **fields: Any) -> Iterator[Server]:
     """A fleet with the checkpoint loaded; `fields` go into its catalogue record."""
     with fleet(directory) as found:
-        found.load(path, **fields)
-        yield Server("plexus", found.port, path.name)
+        yield found.serve(path, **fields)
 
 
 @contextmanager

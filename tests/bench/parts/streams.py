@@ -49,8 +49,8 @@ def _lines(body: bytes) -> list[bytes]:
 
 
 class _Reader(asyncio.Protocol):
-    def __init__(self, done: "asyncio.Future[Stream]", request: bytes) -> None:
-        self._done, self._request, self._stream = done, request, Stream()
+    def __init__(self, done: "asyncio.Future[Stream]", request: bytes, stream: Stream) -> None:
+        self._done, self._request, self._stream = done, request, stream
         self._parts: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -97,12 +97,22 @@ def request(host: str, model: str, messages: list[dict[str, str]], tokens: int, 
     return head.encode() + body
 
 
-async def stream(host: str, port: int, request: bytes, timeout_s: float = 600.0) -> Stream:
-    """One request on a connection of its own. Raises RuntimeError unless it is answered with 200."""
+async def stream(
+    host: str, port: int, request: bytes, timeout_s: float = 600.0, *, into: Stream | None = None
+) -> Stream:
+    """One request on a connection of its own. Raises RuntimeError unless it is answered with 200.
+
+    Args:
+        into: what came so far can be read there meanwhile; whoever has seen enough cancels.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Stream] = loop.create_future()
-    await loop.create_connection(lambda: _Reader(done, request), host, port)
-    found = await asyncio.wait_for(done, timeout_s)
+    held = into or Stream()
+    transport, _ = await loop.create_connection(lambda: _Reader(done, request, held), host, port)
+    try:
+        found = await asyncio.wait_for(done, timeout_s)
+    finally:
+        transport.close()
     if found.status != 200 or not found.at:
         raise RuntimeError(f"status {found.status}: {found.body[-300:]!r}")
     return found

@@ -182,12 +182,19 @@ def test_counting_needs_no_max_tokens() -> None:
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
 ANSWERED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
+CALL = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"model": ""}, "model"),
     ({"messages": []}, "messages"),
-    ({"messages": ANSWERED}, "messages[1]"),
+    ({"messages": [ANSWERED[0], {"role": "assistant", "content": ""}]}, "messages[1]"),
+    (
+        {"messages": [ANSWERED[0], {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}]}]},
+        "messages[1]",
+    ),
+    ({"messages": [ANSWERED[0], {"role": "assistant", "content": [CALL]}]}, "messages[1]"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0].type"),
@@ -231,3 +238,32 @@ def test_every_known_parameter_is_in_one_list_and_strangers_are_told() -> None:
     assert request.ignored == ("wibble", "metadata", "context_management")
     with pytest.raises(NotSupported):
         read(n=2)
+
+
+def test_a_last_message_of_the_assistant_is_continued() -> None:
+    assert not read(messages=ANSWERED[:1]).prompt.continue_final
+    prompt = read(messages=ANSWERED).prompt
+    assert prompt.continue_final
+    assert prompt.messages == ANSWERED
+
+
+@pytest.mark.parametrize(
+    ("thinking", "budget"),
+    [
+        (None, None),
+        ({"type": "disabled"}, None),
+        ({"type": "adaptive"}, None),
+        ({"type": "enabled", "budget_tokens": 1024}, 1024),
+    ],
+)
+def test_a_budget_of_thinking_is_a_bound(thinking: dict[str, Any] | None, budget: int | None) -> None:
+    assert read(thinking=thinking).sampling.thinking_budget == budget
+
+
+def test_what_an_object_has_besides_is_told() -> None:
+    request = read(
+        thinking={"type": "adaptive", "x": 1},
+        output_config={"effort": "low", "y": None, "task_budget": {}},
+        tool_choice={"type": "auto", "z": 1},
+    )
+    assert set(request.ignored) == {"thinking.x", "output_config.task_budget", "tool_choice.z"}

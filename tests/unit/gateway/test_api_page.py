@@ -7,7 +7,7 @@ import pytest
 
 from gateway import openapi
 from gateway.app import ROUTES
-from gateway.dialects import openai_chat, openai_completions, openai_embeddings
+from gateway.dialects import anthropic_messages, openai_chat, openai_completions, openai_embeddings, openai_responses
 from gateway.dialects.parameters import Parameters
 from gateway.errors import ApiError
 
@@ -59,3 +59,26 @@ def test_every_error_is_told() -> None:
         for code in codes.split(", ")
     }
     assert kinds <= told, kinds - told
+
+
+USED = {
+    "chat": "n stop logprobs top_logprobs logit_bias seed presence_penalty frequency_penalty max_completion_tokens "
+    "stream_options parallel_tool_calls tool_choice response_format reasoning_effort service_tier metadata "
+    "prompt_cache_key top_k min_p",
+    "messages": "stop_sequences thinking output_config cache_control top_k service_tier metadata tool_choice",
+    "responses": "include service_tier metadata prompt_cache_key parallel_tool_calls tool_choice top_logprobs store "
+    "background previous_response_id truncation reasoning text",
+}
+
+
+@pytest.mark.parametrize(
+    ("surface", "parameters"),
+    [
+        ("chat", openai_chat.PARAMETERS),
+        ("messages", anthropic_messages.PARAMETERS),
+        ("responses", openai_responses.PARAMETERS),
+    ],
+)
+def test_what_clients_use_is_in_a_table(surface: str, parameters: Parameters) -> None:
+    known = {*parameters.honoured, *parameters.ignored, *parameters.refused}
+    assert set(USED[surface].split()) - known == set()

@@ -30,6 +30,10 @@ def test_the_example_is_a_good_file() -> None:
     assert (record.id, record.aliases, record.origin) == ("qwen3-8b", ["default"], ORIGIN)
 
 
+def test_a_catalogue_of_nothing_but_a_comment_is_one_without_models() -> None:
+    assert parse("# for now\n", "f") == []
+
+
 def test_an_alias_is_part_of_its_models_record() -> None:
     records = parse(ONE + '[aliases]\nx = "a"\n"b:1" = "a"\n', "f")
     assert [record.aliases for record in records] == [["x", "b:1"]]
@@ -38,6 +42,8 @@ def test_an_alias_is_part_of_its_models_record() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "problem"),
     [
+        ("", 1, "empty"),
+        (" \n\n", 1, "empty"),
         ("[[model]]\nid = 'a\n", 2, "not TOML"),
         ("x = 1\n" + ONE, 1, "no table 'x'"),
         ("[model]\nid = 'a'\n", 1, "one table"),
@@ -52,6 +58,9 @@ def test_an_alias_is_part_of_its_models_record() -> None:
         (ONE + "workers = 'w'\n", 4, "workers"),
         (ONE + "[model.cost]\ninptu = 1.0\n", 4, "no 'inptu'"),
         (ONE + "sampling = { top_k = true }\n", 4, "top_k = True"),
+        (ONE + "options = { spekulate = true }\n", 4, "option spekulate"),
+        (ONE + "[model.options]\nspeculate = true\ncache_token = 5\n", 6, "option cache_token"),
+        (ONE + 'backend = "synthetic"\noptions = { speculate = true }\n', 5, "option speculate"),
         ('[[model]]\nid = "a b"\nsource = "org/a"\n', 2, "no model id"),
         ('[[model]]\nid = "a"\nsource = "nowhere"\n', 3, "no source"),
         (ONE + ONE, 5, "twice"),

@@ -283,7 +283,21 @@ BAD: list[tuple[str, dict[str, Any]]] = [
         {"messages": assistant(tool_calls=[{"function": {"name": "f", "arguments": {}}}])},
     ),
     ("messages[0].tool_calls[0].type", {"messages": assistant(tool_calls=[{"type": "custom"}])}),
-    ("messages[0].function_call", {"messages": assistant(function_call={"name": "f"})}),
+    ("messages[0].function_call.name", {"messages": assistant(function_call={})}),
+    ("messages[0].function_call", {"messages": [{"role": "user", "content": "a", "function_call": {"name": "f"}}]}),
+    ("messages[0].name", {"messages": [{"role": "function", "content": "a"}]}),
+    ("functions", {"functions": [{"name": "f"}], "tools": [TOOL]}),
+    ("functions[0].name", {"functions": [{"name": "a b"}]}),
+    ("functions[1].name", {"functions": [{"name": "f"}, {"name": "f"}]}),
+    ("functions[0]", {"functions": ["f"]}),
+    ("function_call", {"function_call": {"name": "f"}}),
+    ("function_call", {"functions": [{"name": "f"}], "function_call": "required"}),
+    ("function_call.name", {"functions": [{"name": "f"}], "function_call": {"name": "g"}}),
+    ("add_generation_prompt", {"add_generation_prompt": False}),
+    ("add_generation_prompt", {"add_generation_prompt": True, "continue_final_message": True, "messages": assistant()}),
+    ("continue_final_message", {"continue_final_message": True}),
+    ("continue_final_message", {"continue_final_message": True, "messages": assistant(content="")}),
+    ("thinking_budget", {"thinking_budget": 0}),
     ("messages[0].tool_call_id", {"messages": [{"role": "tool", "content": "x"}]}),
     ("temperature", {"temperature": 2.1}),
     ("temperature", {"temperature": -0.1}),
@@ -397,3 +411,40 @@ def test_everything_that_is_taken_can_be_sent() -> None:
 def test_refusals_are_of_the_right_kind() -> None:
     with pytest.raises(InvalidRequest):
         chat(n=0)
+
+
+def test_functions_are_tools_in_older_words() -> None:
+    function = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+    history = [
+        *HI,
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a":1}'}},
+        {"role": "function", "name": "f", "content": "out"},
+    ]
+    old = chat(functions=[function], function_call={"name": "f"}, messages=history)
+    assert old.prompt.tools == chat(tools=[TOOL]).prompt.tools
+    assert (old.prompt.tool_choice, old.prompt.parallel_tool_calls) == ("=f", False)
+    _, called, result = old.prompt.messages or []
+    assert called["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert (result["role"], result["content"]) == ("tool", "out")
+    assert result["tool_call_id"] == called["tool_calls"][0]["id"]
+    assert old.notes.is_legacy and not chat(tools=[TOOL]).notes.is_legacy
+    assert not chat(functions=[], function_call="auto").notes.is_legacy
+
+
+def test_what_a_tool_has_besides_is_told() -> None:
+    strange = {"type": "function", "x": 1, "function": {"name": "f", "y": 2, "description": None}}
+    request = chat(tools=[strange])
+    assert set(request.ignored) == {"tools[0].x", "tools[0].function.y"}
+    assert request.prompt.tools == [{"type": "function", "function": {"name": "f"}}]
+
+
+def test_a_begun_answer_is_continued() -> None:
+    begun = [*HI, {"role": "assistant", "content": "Well, "}]
+    for extra in ({}, {"add_generation_prompt": False}):
+        assert chat(messages=begun, continue_final_message=True, **extra).prompt.continue_final
+    assert not chat(messages=begun).prompt.continue_final
+
+
+def test_a_bound_of_reasoning() -> None:
+    assert chat(thinking_budget=7).sampling.thinking_budget == 7
+    assert chat().sampling.thinking_budget is None

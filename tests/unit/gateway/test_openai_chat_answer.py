@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from gateway.dialects.openai_chat import DIALECT
-from gateway.dialects.openai_chat_answer import Stream, Whole
+from gateway.dialects.openai_chat_answer import Notes, Stream, Whole
 from gateway.errors import Unavailable
 from gateway.request import Broken, Event, Finished, InferenceRequest, Opened, Waiting
 from shared.messages import Delta, Extra, Prompt, Sampling, Timings, TokenLogprob, ToolCall, Usage
@@ -248,3 +248,24 @@ def test_an_answer_in_one_piece() -> None:
         (1, "c", "length"),
     ]
     assert body["usage"]["total_tokens"] == 8
+
+
+def test_who_speaks_of_functions_is_answered_so() -> None:
+    events = [
+        OPEN,
+        delta(extra=Extra(tool_calls=[ToolCall(0, "call_1", "f", "{")])),
+        delta(extra=Extra(tool_calls=[ToolCall(0, arguments="}")])),
+        delta(finish="tool_calls"),
+    ]
+    request = a_request(notes=Notes(is_legacy=True))
+    frames = streamed(request, *events, END)
+    assert deltas(frames)[1:] == [
+        {"function_call": {"name": "f", "arguments": "{"}},
+        {"function_call": {"arguments": "}"}},
+        {},
+    ]
+    assert frames[-2]["choices"][0]["finish_reason"] == "function_call"
+    choice = whole(request, *events)["choices"][0]
+    assert choice["finish_reason"] == "function_call"
+    assert choice["message"]["function_call"] == {"name": "f", "arguments": "{}"}
+    assert "tool_calls" not in choice["message"]

@@ -185,7 +185,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
     ({"reasoning": {"effort": "some"}}, "reasoning.effort"),
     ({"reasoning": {"summary": "long"}}, "reasoning.summary"),
-    ({"truncation": "auto"}, "truncation"),
+    ({"truncation": "some"}, "truncation"),
     ({"background": True, "store": False}, "background"),
     ({"background": True, "stream": True}, "stream"),
     ({"conversation": "c"}, "conversation"),
@@ -213,3 +213,60 @@ def test_every_known_parameter_is_in_one_list_and_strangers_are_told() -> None:
     )
     with pytest.raises(NotSupported):
         request(n=2)
+
+
+def custom(form: Any) -> dict[str, Any]:
+    return {"type": "custom", "name": "patch", "format": form}
+
+
+@pytest.mark.parametrize(("syntax", "kind"), [("lark", "grammar"), ("regex", "regex")])
+def test_the_form_of_a_custom_tool_goes_along_and_is_shown(syntax: str, kind: str) -> None:
+    prompt = request(tools=[custom({"type": "grammar", "syntax": syntax, "definition": "start: X"})]).prompt
+    assert {name: (one.kind, one.value) for name, one in prompt.freeform.items()} == {"patch": (kind, "start: X")}
+    description = prompt.tools[0]["function"]["parameters"]["properties"]["input"]["description"]
+    assert "start: X" in description
+    assert request(tools=[custom(None), {**custom({"type": "text"}), "name": "say"}]).prompt.freeform == {}
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ({"type": "grammar", "syntax": "bnf", "definition": "a"}, "tools[0].format.syntax"),
+        ({"type": "grammar", "definition": "a"}, "tools[0].format.syntax"),
+        ({"type": "grammar", "syntax": "lark"}, "tools[0].format.definition"),
+        ({"type": "grammar", "syntax": "lark", "definition": "a" * (1 << 18) + "a"}, "tools[0].format.definition"),
+        ({"type": "json"}, "tools[0].format.type"),
+    ],
+)
+def test_a_form_that_is_none_is_named(form: Any, param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        request(tools=[custom(form)])
+    assert caught.value.param == param
+
+
+def test_truncation_and_the_bound_of_reasoning() -> None:
+    got = request(truncation="auto", reasoning={"max_tokens": 9})
+    assert (got.prompt.shorten, got.sampling.thinking_budget) == (True, 9)
+    assert got.notes.echo["truncation"] == "auto"
+    assert not request(truncation="disabled").prompt.shorten
+
+
+def test_what_an_object_has_besides_is_told() -> None:
+    got = request(reasoning={"effort": "low", "context": "auto"}, text={"verbosity": "low"})
+    assert set(got.ignored) == {"reasoning.context", "text.verbosity"}
+
+
+@pytest.mark.parametrize("name", ["input", "tools", "tool_choice", "text"])
+def test_what_the_answer_repeats_is_not_too_deep_to_be_written(name: str) -> None:
+    deep: Any = {}
+    for _ in range(300):
+        deep = {"x": deep}
+    values: dict[str, Any] = {
+        "input": [{"role": "user", "content": "a", "x": deep}],
+        "tools": [WEATHER | {"x": deep}],
+        "tool_choice": {"type": "function", "name": "weather", "x": deep},
+        "text": {"format": {"type": "text", "x": deep}},
+    }
+    with pytest.raises(ApiError) as caught:
+        request(**{"tools": [WEATHER], name: values[name]})
+    assert (caught.value.status, caught.value.param) == (400, name)

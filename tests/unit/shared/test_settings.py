@@ -1,12 +1,23 @@
 """Settings from file, environment and command line."""
 
+import itertools
+import tomllib
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from shared.errors import SettingsError
-from shared.settings import BrokerSettings, BusSettings, GatewaySettings, WorkerSettings, load, log_format
+from shared.files import example
+from shared.settings import (
+    BrokerSettings,
+    BusSettings,
+    GatewaySettings,
+    SourceSettings,
+    WorkerSettings,
+    load,
+    log_format,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +70,7 @@ def test_tables_come_through_the_environment_as_json(monkeypatch):
         ("sloots = 1", "sloots", "slots"),
         ("[bus]\nusr = 'x'", "bus.usr", "bus.user"),
         ("prefil_tokens = 1\n", "prefil_tokens", "prefill_tokens"),
+        ("[sources.lab]\nendpont = 'https://x'", "sources.lab.endpont", "sources.lab.endpoint"),
     ],
 )
 def test_unknown_key_in_a_file_names_the_nearest(tmp_path, text, key, nearest):
@@ -90,12 +102,33 @@ def test_unknown_override_names_the_nearest():
         ("log_level = 'loud'", "setting log_level: "),
         ("bus = 'nats://x'", "setting bus: "),
         ("slots = ", "is not valid TOML"),
+        ("[sources.lab]\ntoken = 'x'", "setting sources.lab.endpoint: "),
+        ("[sources.lab]\nendpoint = 'hub.example.org'", "setting sources.lab.endpoint: "),
+        ("[sources.Lab]\nendpoint = 'https://x'", "'Lab' is no scheme"),
+        ("[sources.huggingface]\nendpoint = 'https://x'", "'huggingface' is no scheme"),
     ],
 )
 def test_bad_value_names_the_setting(tmp_path, text, message):
     with pytest.raises(SettingsError) as caught:
         load(WorkerSettings, write(tmp_path, text))
     assert message in str(caught.value)
+
+
+def test_mirrors_come_from_the_file_and_the_environment(tmp_path, monkeypatch):
+    path = write(tmp_path, "[sources.lab]\nendpoint = 'https://lab'\n")
+    monkeypatch.setenv("PLEXUS_WORKER__SOURCES__LAB__TOKEN", "geheim")
+    settings = load(WorkerSettings, path)
+    assert settings.sources == {"lab": SourceSettings(endpoint="https://lab", token="geheim")}
+    assert "geheim" not in repr(settings)
+
+
+def test_the_annotated_file_shows_every_key_of_a_mirror():
+    lines = example("worker.toml").read_text().splitlines()
+    start = lines.index("# [sources.lab]")
+    shown = itertools.takewhile(lambda line: line.startswith("# "), lines[start:])
+    table = tomllib.loads("\n".join(line.removeprefix("# ") for line in shown))["sources"]["lab"]
+    assert set(table) == set(SourceSettings.model_fields)
+    SourceSettings(**table)
 
 
 def test_missing_file_is_named(tmp_path):

@@ -102,7 +102,10 @@ def _prepared(path: str, body: Body, found: Probe, num_bytes: int) -> Prepared:
 
 def _describe(model: nn.Module) -> Any:
     try:
-        return describe(model)
+        described = describe(model)
+        if described.has_experts:
+            raise NotDescribed("it has experts, which this path does not compute")
+        return described
     except NotDescribed as error:
         _log.info("path.generic", reason=str(error))
         return None

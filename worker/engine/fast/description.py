@@ -49,9 +49,37 @@ class Rope:
     scale: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts:
+    """A mixture of experts in place of one multi-layer perceptron: each token goes through a few of many.
+
+    Weights are read when asked for, like those of `Stacked`.
+    """
+
+    gate: nn.Module  # has `weight`
+    module: nn.Module  # has `gate_up_proj` and `down_proj`
+    num_chosen: int  # for each token
+    is_normed: bool  # the shares of those chosen sum to one
+
+    def router(self) -> Tensor:
+        """[experts, hidden]"""
+        return self.gate.weight.detach()  # type: ignore[operator]
+
+    def gate_up(self) -> Tensor:
+        """[experts, 2 x ffn, hidden], the gate first"""
+        return self.module.gate_up_proj.detach()  # type: ignore[operator]
+
+    def down(self) -> Tensor:
+        """[experts, hidden, ffn]"""
+        return self.module.down_proj.detach()  # type: ignore[operator]
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One layer. Norms are float32 weights to multiply with; None: there is no such norm."""
+    """One layer. Norms are float32 weights to multiply with; None: there is no such norm.
+
+    Where there are `experts`, `gate`, `up` and `down` are of no modules.
+    """
 
     qkv: Stacked
     output: Stacked
@@ -66,6 +94,7 @@ class DecoderLayer:
     after_mlp: Tensor | None
     window: int | None  # each token sees so many, itself included
     rope: int  # which of the decoder's
+    experts: Experts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +124,11 @@ class Decoder:
         """What each layer keeps in the cache."""
         device = self.embedding.device
         return [LayerShape(self.kv_heads, self.head_dim, self.head_dim, device, layer.window) for layer in self.layers]
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer is a mixture of them."""
+        return any(layer.experts for layer in self.layers)
 
     @property
     def rotary_dim(self) -> int:

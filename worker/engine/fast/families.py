@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from worker.engine.fast.description import Activation, Decoder, DecoderLayer, Rope, Stacked
+from worker.engine.fast.description import Activation, Decoder, DecoderLayer, Experts, Rope, Stacked
 
 _ROPE_TYPES = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"}  # up to the stable context all are static
 _ACTIVATIONS: dict[str, Activation] = {
@@ -36,6 +36,8 @@ _FAMILIES = {
     "mistral": _Family(),
     "qwen2": _Family(),
     "qwen3": _Family(),
+    "qwen3_moe": _Family(),  # experts are known by their modules
+    "mixtral": _Family(),
     "phi3": _Family(is_fused=True),
     "gemma2": _Family(is_gemma=True),
     "gemma3_text": _Family(is_gemma=True),
@@ -98,20 +100,26 @@ def _layer(
     part: Any, config: Any, family: _Family, kind: str, rope: int, norm: Callable[[nn.Module], Tensor]
 ) -> DecoderLayer:
     attention, mlp = part.self_attn, part.mlp
+    experts = _experts(mlp)
+    gate = up = down = Stacked(())
     if family.is_fused:
         qkv = Stacked((attention.qkv_proj,))
-        ffn = config.intermediate_size
-        gate, up = Stacked((mlp.gate_up_proj,), 0, ffn), Stacked((mlp.gate_up_proj,), ffn, 2 * ffn)
     else:
         qkv = Stacked((attention.q_proj, attention.k_proj, attention.v_proj))
-        gate, up = Stacked((mlp.gate_proj,)), Stacked((mlp.up_proj,))
+    if not experts:
+        down = Stacked((mlp.down_proj,))
+        if family.is_fused:
+            ffn = config.intermediate_size
+            gate, up = Stacked((mlp.gate_up_proj,), 0, ffn), Stacked((mlp.gate_up_proj,), ffn, 2 * ffn)
+        else:
+            gate, up = Stacked((mlp.gate_proj,)), Stacked((mlp.up_proj,))
     has_head_norms = hasattr(attention, "q_norm")
     return DecoderLayer(
         qkv=qkv,
         output=Stacked((attention.o_proj,)),
         gate=gate,
         up=up,
-        down=Stacked((mlp.down_proj,)),
+        down=down,
         input_norm=norm(part.input_layernorm),
         mlp_norm=norm(part.pre_feedforward_layernorm if family.is_gemma else part.post_attention_layernorm),
         query_norm=norm(attention.q_norm) if has_head_norms else None,
@@ -120,6 +128,24 @@ def _layer(
         after_mlp=norm(part.post_feedforward_layernorm) if family.is_gemma else None,
         window=config.sliding_window if kind == "sliding_attention" else None,
         rope=rope,
+        experts=experts,
+    )
+
+
+def _experts(mlp: Any) -> Experts | None:
+    """What a mixture of experts is made of; None: it is none."""
+    held = getattr(mlp, "experts", None)
+    if held is None:
+        return None
+    if strange := {name for name, _ in mlp.named_children()} - {"experts", "gate"}:
+        raise NotDescribed(f"beside its experts there is {', '.join(sorted(strange))}")
+    if held.gate_up_proj.dim() != 3 or held.down_proj.dim() != 3 or mlp.gate.weight.dim() != 2:
+        raise NotDescribed("its experts are of another form")
+    return Experts(
+        gate=mlp.gate,
+        module=held,
+        num_chosen=mlp.gate.top_k,
+        is_normed=bool(getattr(mlp.gate, "norm_topk_prob", True)),  # where there is no choice, they are
     )
 
 

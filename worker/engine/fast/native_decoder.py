@@ -24,6 +24,8 @@ def unfit_reason(decoder: Decoder) -> str | None:
         return f"it is in {decoder.dtype} on {decoder.embedding.device}"
     if decoder.head_dim % lanes or decoder.hidden % 2 or decoder.ffn % 2:
         return f"its heads of {decoder.head_dim} are no multiple of {lanes}"
+    if decoder.has_experts:
+        return "it has experts"
     if decoder.heads // decoder.kv_heads > 64:
         return f"{decoder.heads // decoder.kv_heads} heads share one key"
     if len({layer.window for layer in decoder.layers} - {None}) > 1:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worker.engine.attention import Call
 from worker.engine.cache import LayerCache
 from worker.engine.fast.description import Activation, Decoder, DecoderLayer
+from worker.engine.fast.experts import Activate, RoutedExperts
 from worker.engine.fast.packing import Packed
 from worker.engine.linears import Linear, LinearChoice, make_linear
 from worker.engine.paged import PagedAttention
@@ -26,8 +27,7 @@ class _Layer:
     of: DecoderLayer
     qkv: Linear
     output: Linear
-    gate_up: Linear
-    down: Linear
+    mlp: "_Perceptron | RoutedExperts"
 
 
 class PlainDecoder:
@@ -43,7 +43,8 @@ class PlainDecoder:
         self._of = decoder
         self._embedding = decoder.embedding
         self.vocab_size = decoder.vocab_size
-        self._layers = [self._make_layer(layer, choice, release) for layer in decoder.layers]
+        activate = _ACTIVATIONS[decoder.activation]
+        self._layers = [self._make_layer(layer, activate, choice, release) for layer in decoder.layers]
         self._head = make_linear(decoder.head.weight.detach(), decoder.head.bias, choice)
         if not decoder.has_shared_head:
             release(decoder.head)
@@ -51,9 +52,9 @@ class PlainDecoder:
     @property
     def weights_bytes(self) -> int:
         """Memory of everything that is kept."""
-        linears = [self._head]
+        linears: list[Linear] = [self._head]
         for layer in self._layers:
-            linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
+            linears += [layer.qkv, layer.output, layer.mlp]
         return self._embedding.nbytes + sum(linear.num_bytes for linear in linears)
 
     def bind(self, caches: Sequence[LayerCache]) -> "BoundPlainDecoder":
@@ -61,22 +62,39 @@ class PlainDecoder:
         return BoundPlainDecoder(self, caches)
 
     @staticmethod
-    def _make_layer(layer: DecoderLayer, choice: LinearChoice, release: Callable[[nn.Module], None]) -> _Layer:
-        gate, up = layer.gate, layer.up
-        biases = gate.bias(), up.bias()
-        bias = None if biases[0] is None or biases[1] is None else torch.cat([biases[0], biases[1]])
-        gate_up = make_linear(torch.cat([gate.weight(), up.weight()]), bias, choice)
+    def _make_layer(
+        layer: DecoderLayer, activate: Activate, choice: LinearChoice, release: Callable[[nn.Module], None]
+    ) -> _Layer:
         made = _Layer(
             layer,
             make_linear(layer.qkv.weight(), layer.qkv.bias(), choice),
             make_linear(layer.output.weight(), layer.output.bias(), choice),
-            gate_up,
-            make_linear(layer.down.weight(), layer.down.bias(), choice),
+            RoutedExperts(layer.experts, activate, choice, release)
+            if layer.experts
+            else _Perceptron(layer, activate, choice),
         )
-        for stacked in (layer.qkv, layer.output, gate, up, layer.down):
+        for stacked in (layer.qkv, layer.output, layer.gate, layer.up, layer.down):
             for module in stacked.modules:
                 release(module)
         return made
+
+
+class _Perceptron:
+    """The multi-layer perceptron of one layer."""
+
+    def __init__(self, layer: DecoderLayer, activate: Activate, choice: LinearChoice) -> None:
+        gate, up = layer.gate, layer.up
+        biases = gate.bias(), up.bias()
+        bias = None if biases[0] is None or biases[1] is None else torch.cat([biases[0], biases[1]])
+        self._activate = activate
+        self._gate_up = make_linear(torch.cat([gate.weight(), up.weight()]), bias, choice)
+        self._down = make_linear(layer.down.weight(), layer.down.bias(), choice)
+        self.num_bytes = self._gate_up.num_bytes + self._down.num_bytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] to the same."""
+        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        return self._down(self._activate(gate) * up)
 
 
 class BoundPlainDecoder:
@@ -106,8 +124,7 @@ class BoundPlainDecoder:
             x = self._norm(hidden, layer.of.input_norm)
             x = layer.output(self._attend(number, layer, layer.qkv(x), turns[layer.of.rope], attention))
             hidden = hidden + self._norm(x, layer.of.after_attention)
-            gate, up = layer.gate_up(self._norm(hidden, layer.of.mlp_norm)).chunk(2, dim=-1)
-            x = layer.down(_ACTIVATIONS[of.activation](gate) * up)
+            x = layer.mlp(self._norm(hidden, layer.of.mlp_norm))
             hidden = hidden + self._norm(x, layer.of.after_mlp)
         kept = torch.tensor(packed.kept, dtype=torch.long, device=self._device)
         logits = self._decoder._head(self._norm(hidden[kept], of.final_norm)).float()

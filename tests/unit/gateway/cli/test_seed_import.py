@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -10,7 +11,7 @@ from gateway.cli.app import app
 from gateway.cli.seed_import import translate
 from gateway.models_file import parse
 from shared.errors import SettingsError
-from shared.settings import GatewaySettings, load
+from shared.settings import GatewaySettings, SourceSettings, WorkerSettings, load
 
 CORTEX = """
 models_config = "/etc/cortex/models.toml"
@@ -48,6 +49,76 @@ colour = "red"
 [aliases]
 big = "Qwen/Qwen3-32B"
 """
+
+
+NEURON = """
+port = 13131
+[[harnesses]]
+name = "candle"
+[[default_models]]
+model_id = "Qwen/Qwen3-8B"
+harness = "candle"
+[harness.candle]
+hf_cache = "/var/lib/hf"
+default_source = "huggingface"
+[harness.candle.sources.huggingface]
+endpoint = "https://huggingface.co"
+[harness.candle.sources.lab]
+endpoint = "https://hub.example.org"
+auth_env = "LAB_TOKEN"
+cache_dir = "/var/lib/lab"
+[harness.candle.prefix_cache]
+enabled = true
+budget_mb = 1024
+max_entries = 8
+[harness.candle.context_limit]
+target_prefill_latency_secs = 120
+[harness.candle.admission]
+max_in_flight = 4
+kv_max_wait_secs = 240
+[harness.candle.image]
+te_device = "cpu"
+"""
+
+
+def keys_of(table: dict[str, Any]) -> set[str]:
+    """Every key in a file, without those of entries and names of tables."""
+    found: set[str] = set()
+    for key, value in table.items():
+        inner = value if isinstance(value, list) else [value]
+        tables = [one for one in inner if isinstance(one, dict)]
+        found |= {key} if not tables else set().union(*(keys_of(one) for one in tables))
+    return found
+
+
+def test_every_key_is_translated_or_named() -> None:
+    """Also those that are called otherwise afterwards: they are in a list of what was understood."""
+    understood = {"name", "endpoint", "id", "min_devices", "min_device_vram_mb", "pinned_on", "residency_priority"}
+    understood |= {"source", "context", "input", "output", "strategy", "listen", "metrics_listen", "capabilities"}
+    understood |= {"harness", "cache_dir", "big", "model_id", "require_auth", "defrag_after_cycles"}
+    for name, text in (("cortex.toml", CORTEX), ("models.toml", MODELS), ("neuron.toml", NEURON)):
+        notes = "\n".join(translate({name: text}).notes)
+        missing = {key for key in keys_of(tomllib.loads(text)) if key not in notes and key not in understood}
+        assert not missing
+
+
+def test_a_workers_mirrors_and_seats_are_taken_over(tmp_path: Path) -> None:
+    found = translate({"neuron.toml": NEURON})
+    (tmp_path / "worker.toml").write_text(found.worker_toml())
+    settings = load(WorkerSettings, tmp_path / "worker.toml")
+    assert settings.slots == 4
+    assert settings.sources == {"lab": SourceSettings(endpoint="https://hub.example.org", cache_dir="/var/lib/lab")}
+    assert not found.gateway and not found.models
+    told = "\n".join(found.notes)
+    for part in (
+        "HF_HUB_CACHE",
+        "token_file",
+        "HF_ENDPOINT",
+        "prefix_cache.budget_mb",
+        "kv_max_wait_secs",
+        "te_device",
+    ):
+        assert part in told
 
 
 def test_the_gateways_settings_load_after_the_translation(tmp_path: Path) -> None:
@@ -94,6 +165,7 @@ def test_profiles_by_name_and_the_older_list_of_hosts_are_understood() -> None:
     found = translate({"c": '[[nodes]]\nname = "old"\nvram_mb = 1\n[profiles."org/x"]\nmin_devices = 1\n'})
     assert found.models == [{"id": "org/x", "source": "org/x", "devices": 1, "residency": 100}]
     assert "old" in found.notes[0]
+    assert "vram_mb" in found.notes[1]
 
 
 def test_a_file_of_another_kind_is_refused() -> None:
@@ -111,6 +183,8 @@ def test_the_command_writes_both_files_once(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert tomllib.loads((out / "models.toml").read_text())["aliases"] == {"big": "Qwen/Qwen3-32B"}
+    assert load(GatewaySettings, out / "gateway.toml").models == str(out / "models.toml")
+    assert not (out / "worker.toml").exists()
     again = CliRunner().invoke(app, [*arguments, "--out", str(out)])
     assert again.exit_code != 0
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.placement.clocks import Clocks
 from gateway.placement.history import AVOID_S, FORGET_ASKED_S, NEVER_S, RETURN_S, History
 from gateway.placement.queues import _seconds
 from gateway.placement.stir import Stir
@@ -180,3 +181,55 @@ def test_nothing_is_refused_for_good_while_a_worker_may_be_restarting() -> None:
     assert view(history, records, 102.0 + RETURN_S).is_settled
     records.worker("large")
     assert view(history, records, 200.0).is_settled
+
+
+def test_a_worker_that_was_started_anew_is_given_another_chance() -> None:
+    """Its token was corrected and it was restarted; for ten minutes nobody asked it again."""
+    history, records = History(), Records()
+    records.worker("w1", failure(at=10.0, retry=12.0, kind="does_not_fit"))
+    assert ("w1", "m") in view(history, records, 11.0).failures
+    records.workers["w1"] = WorkerRecord(name="w1", incarnation="another", host="h")
+    assert view(history, records, 12.0).failures == {}
+    records.workers["w1"] = WorkerRecord(
+        name="w1", incarnation="another", host="h", failures=[failure(at=13.0, retry=14.0)]
+    )
+    assert view(history, records, 13.5).failures["w1", "m"].attempts == 2  # how often it failed is not forgotten
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+def test_the_clock_of_a_host_may_be_wrong(ahead: float) -> None:
+    """An hour ahead, its models had only just begun to serve, for an hour, and nothing could displace them."""
+    history, records = History(), Records()
+    now = 100_000.0
+    records.worker("w1", failure(at=now + ahead - 1, retry=now + ahead + 4))
+    records.workers["w1"].at_s = now + ahead - 0.5
+    records.ready(model="other", since_s=now + ahead - 60, last_used_s=now + ahead - 30, load_s=2.0)
+    seen = view(history, records, now)
+    (replica,) = seen.replicas.values()
+    assert abs(seen.now - replica.since_s - 60) < 3
+    assert abs(seen.now - replica.last_used_s - 30) < 3
+    assert 0 < seen.failures["w1", "m"].retry_at_s - now < 10
+    again = view(history, records, now + 1)
+    assert again.failures["w1", "m"].attempts == 1  # the same failure
+
+
+def test_the_age_of_a_record_bends_no_clock() -> None:
+    history, records = History(), Records()
+    records.worker("w1")
+    for age in (0.0, 0.9, 4.9):
+        records.workers["w1"].at_s = 1000.0 - age
+        records.ready(since_s=900.0, last_used_s=0.0)
+        (replica,) = view(history, records, 1000.0).replicas.values()
+        assert (replica.since_s, replica.last_used_s) == (900.0, 0.0)
+
+
+def test_a_clock_that_is_set_right_is_believed_again() -> None:
+    clocks = Clocks()
+    clocks.saw("w1", 4600.0, 1000.0)
+    clocks.saw("w1", 4600.0, 1002.0)  # the same record, older
+    assert clocks.ours("w1", 4600.0) == 1000.0
+    clocks.saw("w1", 1003.0, 1003.5)
+    assert clocks.is_right("w1") and clocks.ours("w1", 900.0) == 900.0
+    clocks.saw("w1", 5000.0, 1004.0)
+    clocks.keep(set())
+    assert clocks.is_right("w1")

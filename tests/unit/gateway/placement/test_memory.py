@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import msgspec
+
 from gateway.placement.memory import Books, need
 from tests.support.placement import GB, Paper, overcommitted, placed
 
@@ -169,6 +171,87 @@ def test_what_the_worker_lacked_is_known_from_then_on() -> None:
     fleet.failed("b", "w1", kind="no_memory", needs=6)
     fleet.jobs("b")
     assert placed(fleet.plan()) == {"w1": ["a?"]}
+
+
+def test_what_took_more_than_it_was_promised_is_promised_more() -> None:
+    """A load ran out of memory, and was tried again with the same promise for ever."""
+    fleet = paper(("w1", 8))
+    fleet.model("a", size=2)
+    fleet.assigned("a", "w1")
+    fleet.failed("a", "w1", kind="underestimated", needs=3)
+    fleet.jobs("a")
+    assert placed(fleet.step()) == {"w1": []}
+    decided = fleet.step()
+    assert placed(decided) == {"w1": ["a"]}
+    (given,) = decided.changes[0].models
+    assert given.memory_bytes == 3 * GB
+    assert fleet.step().changes == []  # it has the promise now, and is not taken away for the failure before
+
+
+def test_the_room_of_what_was_underestimated_is_made_by_others() -> None:
+    """It was given its place again and again beside a neighbour with whom it did not fit, and failed each time."""
+    fleet = paper(("w1", 8))
+    fleet.model("a", size=2)
+    fleet.model("b", size=5)
+    fleet.ready("b", "w1")
+    fleet.failed("a", "w1", kind="underestimated", needs=4)
+    fleet.jobs("a")
+    assert placed(fleet.plan()) == {"w1": ["b?"]}
+
+
+def test_what_the_worker_says_now_goes_before_what_it_took_then() -> None:
+    """It had been measured once, took more now, and was promised the old figure with every plan."""
+    fleet = paper(("w1", 8))
+    fleet.model("a", size=2)
+    fleet.took("a", "w1", 3)
+    fleet.failed("a", "w1", kind="underestimated", needs=4)
+    fleet.jobs("a")
+    decided = fleet.step()
+    assert [one.memory_bytes for one in decided.changes[0].models] == [4 * GB]
+    assert fleet.step().changes == []
+
+
+def test_what_is_given_another_place_is_given_time_to_load_there() -> None:
+    """Of two models that had failed, each plan assigned one and took it away for the other; neither ever loaded."""
+    fleet = paper(("w1", 5))
+    fleet.model("a", size=1)
+    fleet.model("b", size=4)
+    for model, needs in (("a", 2), ("b", 5)):
+        fleet.failed(model, "w1", kind="underestimated", needs=needs, again=600)
+        fleet.jobs(model, waiting=2 if model == "a" else 1)
+    assert placed(fleet.step()) == {"w1": ["a"]}
+    fleet.now += 1
+    assert fleet.step().changes == []
+    fleet.obey()
+    del fleet.failures["w1", "a"]
+    fleet.jobs("a", queued=0)
+    fleet.now += 60
+    fleet.replicas["a@w1"] = msgspec.structs.replace(fleet.replicas["a@w1"], since_s=fleet.now - 50)
+    assert placed(fleet.step()) == {"w1": ["a?"]}
+
+
+def test_what_wants_more_and_more_displaces_nobody() -> None:
+    """A model that ran out of memory for another reason emptied the host, a neighbour with each attempt."""
+    fleet = paper(("w1", 8))
+    fleet.model("a", size=2)
+    fleet.model("b", size=5)
+    fleet.ready("b", "w1")
+    fleet.failed("a", "w1", kind="underestimated", needs=4, attempts=4)
+    fleet.jobs("a")
+    decided = fleet.plan()
+    assert placed(decided) == {} and "it failed on w1" in decided.reasons["a"]
+    del fleet.replicas["b@w1"], fleet.wants["w1"]
+    assert placed(fleet.plan()) == {"w1": ["a"]}  # where there is room, it is tried on
+
+
+def test_what_was_underestimated_beyond_every_device_is_refused_with_numbers() -> None:
+    """A model whose needs grew with each failure was tried for ever."""
+    fleet = paper(("w1", 8))
+    fleet.model("a", size=2)
+    fleet.failed("a", "w1", kind="underestimated", needs=9)
+    fleet.jobs("a")
+    verdict = fleet.plan().verdicts["a"]
+    assert (verdict.state, verdict.inputs["needs_bytes"]) == ("cannot_fit", 9 * GB)
 
 
 def test_a_refusal_that_grew_old_is_tried_again() -> None:

@@ -111,7 +111,8 @@ def test_replicas_spread_over_workers() -> None:
 def test_more_replicas_than_workers_place_what_can_be() -> None:
     decided = plan(view(["a"], [loaded("a", replicas=5)], [a_worker("w1")]), epoch=1)
     assert assigned(decided) == {"w1": ["a"]}
-    assert decided.reasons["a"] == "on w1; no further worker can take it (1 of 5 placed): it is on w1 already"
+    why = "no further worker can take it (1 of 5 placed): it is on w1 already, and a worker runs one replica of a model"
+    assert decided.reasons["a"] == f"on w1; {why}"
 
 
 def test_fewer_replicas_keep_the_ready_one() -> None:

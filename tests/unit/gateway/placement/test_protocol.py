@@ -19,16 +19,18 @@ indices = st.integers(0, 5)
 
 
 class Protocol(RuleBasedStateMachine):
-    """Two gateways, three hosts, five models."""
+    """Two gateways, three hosts, five models, of which some take more than their files tell."""
 
     @initialize(
         totals=st.lists(st.integers(4, 10), min_size=1, max_size=3),
         sizes=st.lists(st.integers(1, 8), min_size=2, max_size=5),
+        excess=st.lists(st.sampled_from((0, 0, 1, 3)), min_size=5, max_size=5),
     )
-    def begin(self, totals: list[int], sizes: list[int]) -> None:
+    def begin(self, totals: list[int], sizes: list[int], excess: list[int]) -> None:
         self.store, self.now = Store(), 1000.0
         self.sizes = {f"m{n}": Size(minimum_bytes=size * GB, wanted_bytes=size * GB) for n, size in enumerate(sizes)}
-        self.agents = [Agent(self.store, f"w{n}", total * GB) for n, total in enumerate(totals)]
+        self.takes = {f"m{n}": (size + excess[n]) * GB for n, size in enumerate(sizes)}
+        self.agents = [Agent(self.store, f"w{n}", total * GB, dict(self.takes)) for n, total in enumerate(totals)]
         self.placers = [Placer(self.store, self.sizes) for _ in range(2)]
         self.leader, self.epoch = 0, 1
         self.placers[0].epoch = 1
@@ -50,7 +52,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(index=indices, number=st.integers(1, 3))
     def jobs_come(self, index: int, number: int) -> None:
         model = f"m{index % len(self.sizes)}"
-        if any(agent.total >= self.sizes[model].minimum_bytes for agent in self.agents):
+        if any(agent.total >= self.takes[model] for agent in self.agents):
             self.queue[model] += number
             self.since.setdefault(model, self.now)
 

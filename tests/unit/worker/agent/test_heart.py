@@ -1,9 +1,13 @@
 """What is written into the bucket, and when."""
 
+from types import SimpleNamespace
+
 import msgspec
+import pytest
 
 from shared.errors import BusTimeout
 from shared.records import RECORD_TTL_S, ReplicaRecord, WorkerRecord
+from worker.agent import heart
 from worker.agent.heart import Heart
 
 
@@ -66,3 +70,17 @@ async def test_an_outage_is_survived() -> None:
     assert await f.beat() == []
     f.bucket.fails = False
     assert await f.beat() == ["put worker.w", "put replica.a"], "what was lost is written again at once"
+
+
+async def test_a_clock_that_is_set_back_stops_no_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas expired in the bucket while they served: their memory looked free, and their models cold."""
+    clock = SimpleNamespace(wall=10_000.0, tick=50.0)
+    monkeypatch.setattr(heart, "time", SimpleNamespace(time=lambda: clock.wall, monotonic=lambda: clock.tick))
+    f = Fixture()
+    f.replicas = [replica("a")]
+    await f.beat()
+    clock.wall -= 3600
+    clock.tick += RECORD_TTL_S - 1
+    assert "put replica.a" in await f.beat()
+    clock.wall += 7200
+    assert await f.beat() == ["put worker.w"]  # nothing is due

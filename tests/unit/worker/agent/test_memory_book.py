@@ -6,6 +6,7 @@ from shared.records import ModelRecord
 from worker.agent.memory_book import FILE, MAX_ENTRIES, MemoryBook
 
 MODEL = ModelRecord(id="m", source="acme/m")
+MB = 1 << 20
 
 
 def test_an_excess_is_added_once_and_survives_a_restart(tmp_path: Path) -> None:
@@ -38,3 +39,11 @@ def test_it_does_not_grow_for_ever(tmp_path: Path) -> None:
         book.note(ModelRecord(id=f"m{number}", source="s"), "cpu", 1, 2)
     assert book.excess_bytes(ModelRecord(id="m0", source="s"), "cpu") == 0
     assert book.excess_bytes(ModelRecord(id=f"m{MAX_ENTRIES}", source="s"), "cpu") == 1
+
+
+def test_a_grant_that_ran_out_grows_by_steps(tmp_path: Path) -> None:
+    book = MemoryBook(tmp_path)
+    assert book.lacked(MODEL, "cpu", 400 * MB) == 500 * MB
+    assert book.excess_bytes(MODEL, "cpu") == 100 * MB
+    assert book.lacked(MODEL, "cpu", 100 * MB) == 164 * MB
+    assert MemoryBook(tmp_path).excess_bytes(MODEL, "cpu") == 164 * MB

@@ -53,6 +53,11 @@ PLAIN = (
 )  # without a compiler; the other families: slow tests
 PARAMS = [pytest.param(case, id="-".join(case)) for case in CASES]
 PARAMS += [
+    pytest.param((model_type, "faster-modules"), id=f"{model_type}-faster-modules", marks=pytest.mark.slow)
+    for model_type in CONFIGS
+    if model_type not in MIXED
+]
+PARAMS += [
     pytest.param(
         (model_type, "fast-torch"),
         id=f"{model_type}-fast-torch",

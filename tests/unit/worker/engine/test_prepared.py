@@ -1,5 +1,7 @@
 """Which path computes a model, and that a wrong one is found out and left."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -22,6 +24,49 @@ SWITCHES = {
 def test_switches_choose_the_path(path):
     made = prepare(make_model("qwen3"), torch.float32, SWITCHES[path], verify=True, consume=False)
     assert made.path == path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm_topk_prob": True},
+        {"norm_topk_prob": False},
+        {"mlp_only_layers": [1]},
+        {"num_experts": 12, "num_local_experts": 12, "num_experts_per_tok": 5},
+        {"tie_word_embeddings": True},
+    ],
+    ids=str,
+)
+def test_experts_are_computed_on_the_fast_path(changes):
+    """The self-test compares every token's logits with the model's own."""
+    model = make_model("qwen3_moe", **changes)
+    made = prepare(model, torch.float32, PathChoice(), verify=True, consume=True)
+    assert made.path == "fast torch"
+    assert sum(tensor.numel() for tensor in model.model.layers[0].mlp.experts.parameters()) == 0
+
+
+def test_weights_of_experts_are_in_memory_once():
+    model = make_model("qwen3_moe")
+    weight = model.model.layers[0].mlp.experts.gate_up_proj
+    memory = weight.detach().numpy().copy()
+    weight.data = torch.from_numpy(memory)
+    held = weakref.ref(memory)
+    del memory
+    assert held() is not None
+    made = prepare(model, torch.float32, PathChoice(), verify=False, consume=True)
+    assert made.path == "fast torch" and held() is None
+
+
+def test_experts_can_be_left_to_the_general_path():
+    made = prepare(make_model("qwen3_moe"), torch.float32, PathChoice(path="generic"), verify=True, consume=True)
+    assert made.path == "generic"
+
+
+def test_what_stands_beside_experts_and_is_not_known_is_left_to_the_general_path():
+    model = make_model("qwen3_moe")
+    model.model.layers[1].mlp.shared_expert = torch.nn.Linear(64, 64)
+    made = prepare(model, torch.float32, PathChoice(), verify=True, consume=True)
+    assert made.path == "generic"
 
 
 def test_what_is_not_described_takes_the_general_path():
@@ -51,13 +96,15 @@ def test_consumed_weights_are_in_memory_once():
 
 
 @pytest.mark.parametrize(("quantization", "share"), [("int8", 0.42), ("int4", 0.35)])
-@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "gpt_oss", "qwen3_moe"])
 def test_quantised_weights_are_smaller_and_near(model_type, quantization, share):
     model = make_model(model_type)
     whole = sum(tensor.nbytes for tensor in model.parameters())
     made = prepare(
         model, torch.float32, PathChoice(quantization=quantization), verify=model_type != "gpt_oss", consume=True
     )
+    if model_type == "qwen3_moe":
+        assert made.weights_bytes < 2 * share * whole
     if model_type == "qwen3":
         assert made.weights_bytes < share * whole + (0 if made.path == "fast native" else whole)
 

@@ -103,6 +103,43 @@ def test_guessed_tokens_change_no_sample(fields, monkeypatch):
         assert finish == ("stop" if stop in whole else "length")
 
 
+def run_out_of_memory(engine, monkeypatch, when):
+    """From now on, steps for which this is so ask the system for memory that it cannot have, and are refused it."""
+    model = engine._runner._model
+    forward = model.forward
+
+    def allocate(rows, keep):
+        if when(rows):
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return forward(rows, keep)
+
+    monkeypatch.setattr(model, "forward", allocate)
+
+
+def test_a_step_that_the_memory_has_no_room_for_is_divided_and_nobody_notices(monkeypatch):
+    model = make_model("qwen3")
+    jobs = [make_job(str(number), list(range(number + 2, number + 40)), 6) for number in range(3)]
+    plain, tight = make_engine(model), make_engine(model)
+    run_out_of_memory(tight, monkeypatch, lambda rows: sum(row.stop - row.start for row in rows) > 9)
+    for job in jobs:
+        plain.submit(job)
+        tight.submit(job)
+    collected = drain(tight)
+    assert collected.ids == drain(plain).ids and not collected.refused
+
+
+def test_the_request_that_no_memory_is_enough_for_fails_alone_and_the_replica_lives_on(monkeypatch):
+    engine = make_engine(make_model("qwen3"))
+    run_out_of_memory(engine, monkeypatch, lambda rows: any(row.sequence.key == "large" for row in rows))
+    for key in ("first", "large", "second"):
+        engine.submit(make_job(key, list(range(5, 30)), 8))
+    collected = drain(engine)
+    assert collected.refused["large"].kind == "capacity"
+    assert [len(collected.ids[key, 0]) for key in ("first", "second")] == [8, 8]
+    engine.submit(make_job("later", list(range(5, 30)), 8))
+    assert drain(engine).ids["later", 0] == collected.ids["first", 0]
+
+
 def test_only_the_request_that_meets_a_damaged_weight_fails():
     model = make_model("qwen3")
     engine = make_engine(model)

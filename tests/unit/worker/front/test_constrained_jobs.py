@@ -12,7 +12,7 @@ from worker.front.effects import Effects
 from worker.front.intake import Intake
 from worker.front.jobs import JobTable
 from worker.front.request import Limits
-from worker.text.errors import PromptError
+from worker.text.errors import PromptError, PromptTooLong
 
 ACK = "$JS.ACK.JOBS.c.1.1.1.1.0"
 
@@ -91,3 +91,18 @@ async def test_a_constraint_that_cannot_be_kept_fails_the_job_and_names_its_fiel
 def test_a_required_call_may_take_time(choice: str) -> None:
     job = Job(id="j", model="m", reply="r", prompt=Prompt(messages=[], tools=[{}], tool_choice=choice))
     assert not Intake.is_short(None, 1, 100, job)  # type: ignore[arg-type]
+
+
+class Endless(Letters):
+    """Every text is far too long."""
+
+    def encode(self, prompt: Prompt, *, limit: int | None = None, reserve: int = 1) -> list[int]:
+        raise PromptTooLong(9000, limit or 0, "prompt")
+
+
+async def test_a_text_that_is_far_too_long_is_refused_in_the_usual_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "Constraining", Endless)
+    _, items, _ = await take(make(None))
+    (failed,) = items
+    assert (failed.kind, failed.param, failed.tokens, failed.limit) == ("context_length_exceeded", "prompt", 9000, 100)
+    assert "maximum context length is 100 tokens" in failed.message

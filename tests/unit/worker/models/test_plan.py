@@ -158,7 +158,7 @@ def test_a_configuration_that_does_not_tell_is_refused_unless_completed(tmp_path
     assert read_shape(tmp_path, QWEN3).layers == 3
 
 
-def test_quantised_weights_are_smaller_but_come_whole_at_first(tmp_path: Path) -> None:
+def test_quantised_weights_are_smaller_and_made_from_their_files(tmp_path: Path) -> None:
     model(tmp_path)
     tensors = {"layer.weight": ("BF16", [1000, 50_000], 100_000_000), "embed_tokens.weight": ("BF16", [10, 10], 200)}
     write(tmp_path / "model.safetensors", tensors)
@@ -167,7 +167,11 @@ def test_quantised_weights_are_smaller_but_come_whole_at_first(tmp_path: Path) -
     assert int8.weights_bytes == 50_000_000 + 8000 + 200  # with a scale a row; what is looked up stays as it is
     assert int4.weights_bytes < int8.weights_bytes
     assert plain.loading_bytes == 0
-    assert int4.loading_bytes == 100_000_200 + 100_000_000 + FIXED_BYTES["cpu"]
+    # What stays, and the largest one as it is stored and as it is packed.
+    assert int8.loading_bytes == int8.weights_bytes + 2 * 100_000_000 + FIXED_BYTES["cpu"]
+    assert int4.loading_bytes == int4.weights_bytes + 2 * 100_000_000 + FIXED_BYTES["cpu"]
+    wide = make(tmp_path, 2 << 30, quantization="int8", dtype="float32")  # converted first, so whole
+    assert wide.loading_bytes == 200_000_400 + 2 * 200_000_000 + FIXED_BYTES["cpu"]
     assert int4.bytes_with(1) == int4.loading_bytes
-    with pytest.raises(DoesNotFit, match="weights before they are quantised 200 MB"):
+    with pytest.raises(DoesNotFit, match="weights while they are quantised 231 MB"):
         make(tmp_path, int4.loading_bytes - 1, quantization="int4")

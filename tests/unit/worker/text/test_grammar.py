@@ -1,6 +1,7 @@
 """From what a job asks to a grammar, and what is refused on the way."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from worker.text.grammar import MAX_RULES
 from worker.text.guidance import Compiler, byte_tokenizer, compile_grammar
 from worker.text.model_text import ModelText
 from worker.text.schema import MAX_REFERENCES, MAX_SCHEMA_BYTES, prepare
+from worker.text.tools import names
 
 FIELD = "response_format.json_schema.schema"
 
@@ -212,3 +214,66 @@ def test_long_chains_need_a_stack_of_their_own() -> None:
     matcher, problem = compiler.submit(compile_grammar, tokenizer, chain).result()
     compiler.close()
     assert matcher is not None and not problem
+
+
+PATCH = Constraint(kind="grammar", value='start: "*** Begin" LF ("+" /.*/ LF)+\n%import common.LF')
+
+
+def custom(name: str = "f") -> dict[str, Any]:
+    return tool({"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}, name)
+
+
+@pytest.mark.parametrize("style", ["qwen3", "llama3", "mistral", "gemma", "harmony"])
+@pytest.mark.parametrize("form", [PATCH, Constraint(kind="regex", value=r"^\+[^\n]*\n$")])
+def test_the_text_of_a_freeform_tool_is_held_to_its_form(
+    texts: dict[str, ModelText], style: str, form: Constraint
+) -> None:
+    prompt = ask(tools=[custom()], tool_choice="=f", freeform={"f": form})
+    assert '"pattern": "^(?:' in grammar(texts[style], prompt)
+
+
+def test_a_freeform_tool_is_held_to_its_form_also_where_the_model_chooses(texts: dict[str, ModelText]) -> None:
+    prompt = ask(tools=[custom(), tool({}, "g")], freeform={"f": PATCH})
+    assert '"pattern": "^(?:' in grammar(texts["qwen3"], prompt)
+    assert grammar(texts["gemma"], prompt) == ""  # nothing announces its calls
+
+
+def test_a_grammar_with_recursion_is_refused_only_where_it_must_be_kept(texts: dict[str, ModelText]) -> None:
+    form = Constraint(kind="grammar", value='start: "(" start ")" | "x"')
+    error = refusal(texts["qwen3"], ask(tools=[custom()], tool_choice="required", freeform={"f": form}))
+    assert (error.param, "refers to itself" in error.message) == ("tools", True)
+    assert '"pattern"' not in grammar(texts["qwen3"], ask(tools=[custom()], freeform={"f": form}))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Constraint(kind="regex", value="(?=a)b"),
+        Constraint(kind="regex", value="("),
+        Constraint(kind="regex", value="a" * 40_000),
+        Constraint(kind="regex"),
+        Constraint(kind="json_object"),
+        Constraint(kind="grammar", value="start: /(/"),
+    ],
+)
+def test_a_form_that_cannot_be_enforced_is_a_refusal(texts: dict[str, ModelText], form: Constraint) -> None:
+    assert refusal(texts["qwen3"], ask(tools=[custom()], tool_choice="=f", freeform={"f": form})).param == "tools"
+
+
+@pytest.mark.parametrize("style", ["qwen3", "harmony"])
+def test_an_answer_that_has_begun_is_not_constrained(texts: dict[str, ModelText], style: str) -> None:
+    begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "{"}]
+    prompt = Prompt(messages=begun, continue_final=True)
+    assert refusal(texts[style], prompt, Constraint(kind="regex", value="a")).param == "regex"
+    prompt = Prompt(messages=begun, continue_final=True, tools=[custom()], tool_choice="required")
+    assert refusal(texts[style], prompt).param == "tool_choice"
+
+
+@pytest.mark.parametrize("convention", names())
+def test_every_convention_holds_a_freeform_tool_to_its_form(model_dirs: dict[str, Path], convention: str) -> None:
+    text = ModelText.load(model_dirs["qwen3"], tool_convention=convention)
+    for choice in ("=f", "required", "auto"):
+        prompt = ask(tools=[custom()], tool_choice=choice, freeform={"f": PATCH})
+        written = grammar(text, prompt)
+        assert not written or "Begin" in written
+        assert written or choice == "auto"

@@ -43,6 +43,8 @@ constexpr int64_t kKeys = 64;       // of a block
 constexpr int64_t kFewRows = 8;     // query rows up to which keys are used as they lie
 constexpr int64_t kManyRows = 64;   // query rows of an item otherwise
 constexpr int64_t kPartKeys = 512;  // an item is not cut into parts of fewer keys
+constexpr int64_t kWidth = 2 * kLanes;  // columns of a panel
+constexpr int kProductRows = 6;      // of a product of small matrices: what the registers hold
 constexpr float kHidden = -1e30f;
 
 struct Item {
@@ -168,17 +170,16 @@ void attend_few(const Attention& a, const Item& item, const float* query, const 
   if (r < rows) weigh_block<1>(scores + r * kKeys, values, value_dim, count, softmax.out + r * value_dim);
 }
 
-// c [M, two vectors] (+)= a (strides am, ak) times b [k, ldb]
-template <int M>
-inline void small_product(const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, int64_t depth, float* c,
-                          int64_t ldc, bool adds) {
+// c [M, two vectors] (+)= a times b [depth][two vectors]; a is [M][depth], or [depth][M] if `turned`, its lines lda apart
+template <int M, bool turned>
+inline void small_product(const float* a, int64_t lda, const float* b, int64_t depth, float* c, int64_t ldc, bool adds) {
   Floats sums[M][2];
   for (int m = 0; m < M; m++)
     for (int half = 0; half < 2; half++) sums[m][half] = adds ? load_floats(c + m * ldc + half * kLanes) : Floats{};
   for (int64_t k = 0; k < depth; k++) {
-    Floats low = load_floats(b + k * ldb), high = load_floats(b + k * ldb + kLanes);
+    Floats low = load_floats(b + k * kWidth), high = load_floats(b + k * kWidth + kLanes);
     for (int m = 0; m < M; m++) {
-      Floats value = splat(a[m * am + k * ak]);
+      Floats value = splat(turned ? a[k * lda + m] : a[m * lda + k]);
       sums[m][0] += value * low;
       sums[m][1] += value * high;
     }
@@ -187,14 +188,35 @@ inline void small_product(const float* a, int64_t am, int64_t ak, const float* b
     for (int half = 0; half < 2; half++) store_floats(c + m * ldc + half * kLanes, sums[m][half]);
 }
 
-inline void product(int64_t rows, int64_t columns, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb,
-                    int64_t depth, float* c, int64_t ldc, bool adds) {
-  for (int64_t n = 0; n < columns; n += 2 * kLanes) {
-    int64_t m = 0;
-    for (; m + 5 <= rows; m += 5) small_product<5>(a + m * am, am, ak, b + n, ldb, depth, c + m * ldc + n, ldc, adds);
-    for (; m + 2 <= rows; m += 2) small_product<2>(a + m * am, am, ak, b + n, ldb, depth, c + m * ldc + n, ldc, adds);
-    for (; m < rows; m++) small_product<1>(a + m * am, am, ak, b + n, ldb, depth, c + m * ldc + n, ldc, adds);
+template <int M, bool turned>
+inline void small_products(int64_t rows, const float* a, int64_t lda, const float* b, int64_t depth, float* c, int64_t ldc,
+                           bool adds) {
+  if constexpr (M > 1) {
+    if (rows < M) return small_products<M - 1, turned>(rows, a, lda, b, depth, c, ldc, adds);
   }
+  small_product<M, turned>(a, lda, b, depth, c, ldc, adds);
+}
+
+// b lies in panels of two vectors, one after the other and `stride` apart: rows that lie a power of two apart would get
+// in each other's way in the first cache.
+template <bool turned>
+inline void product(int64_t rows, int64_t columns, const float* a, int64_t lda, const float* b, int64_t stride,
+                    int64_t depth, float* c, int64_t ldc, bool adds) {
+  const int64_t tiles = (rows + kProductRows - 1) / kProductRows;  // of nearly the same size: small ones are slow
+  for (int64_t n = 0; n < columns; n += kWidth, b += stride)
+    for (int64_t tile = 0; tile < tiles; tile++) {
+      const int64_t m = rows * tile / tiles, next = rows * (tile + 1) / tiles;
+      small_products<kProductRows, turned>(next - m, a + m * (turned ? 1 : lda), lda, b, depth, c + m * ldc + n, ldc, adds);
+    }
+}
+
+template <class T>
+const float* widen_panels(const T* from, int64_t count, int64_t dim, std::vector<float>& held) {
+  if (int64_t(held.size()) < kKeys * dim) held.resize(kKeys * dim);
+  for (int64_t t = 0; t < count; t++)
+    for (int64_t d = 0; d < dim; d += kLanes)
+      store_floats(held.data() + d / kWidth * kKeys * kWidth + t * kWidth + d % kWidth, load_floats(from + t * dim + d));
+  return held.data();
 }
 
 template <class T>
@@ -208,14 +230,15 @@ const float* widen_rows(const T* from, int64_t count, int64_t dim, std::vector<f
   }
 }
 
-// `query` is [key_dim][width], the scale within; scores are [key][width], softmax runs along the keys.
+// `query` is in panels of [key_dim][two vectors], the scale within; scores are [key][width], softmax runs along the keys.
 template <class T>
 void attend_many(const Attention& a, const Item& item, const float* query, int64_t width, const T* keys, const T* values,
                  int64_t at, int64_t count, Softmax& softmax, Scratch& scratch) {
   const int64_t rows = softmax.rows, groups = a.heads / a.cache.kv_heads;
   float* scores = scratch.scores.data();
   const float* wide_keys = widen_rows(keys, count, a.cache.key_dim, scratch.keys);
-  product(count, width, wide_keys, a.cache.key_dim, 1, query, width, a.cache.key_dim, scores, width, false);
+  product<false>(count, width, wide_keys, a.cache.key_dim, query, a.cache.key_dim * kWidth, a.cache.key_dim, scores, width,
+                 false);
   const bool is_masked = at + count - 1 > item.start || (a.window && at < item.stop - a.window);
   for (int64_t first = 0; first < rows; first += kLanes) {
     Ints last, since;
@@ -247,8 +270,8 @@ void attend_many(const Attention& a, const Item& item, const float* query, int64
     store_floats(softmax.total + first, load_floats(softmax.total + first) + total);
   }
   const int64_t dim = a.cache.value_dim;
-  const float* wide_values = widen_rows(values, count, dim, scratch.values);
-  product(rows, dim, scores, 1, width, wide_values, dim, count, softmax.out, dim, true);
+  const float* wide_values = widen_panels(values, count, dim, scratch.values);
+  product<true>(rows, dim, scores, width, wide_values, kKeys * kWidth, count, softmax.out, dim, true);
 }
 
 template <class T>
@@ -257,7 +280,7 @@ void attend_item(const Attention& a, const Span& span, const Run* runs, const It
   thread_local Scratch scratch;
   const int64_t groups = a.heads / a.cache.kv_heads, dim = a.cache.key_dim, value_dim = a.cache.value_dim;
   const int64_t rows = (item.stop - item.start) * groups, head = item.head * groups;
-  const int64_t width = (rows + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
+  const int64_t width = (rows + kWidth - 1) / kWidth * kWidth;
   const bool is_few = rows <= kFewRows;
   auto room = [](std::vector<float>& held, int64_t size) {
     if (int64_t(held.size()) < size) held.resize(size);
@@ -271,7 +294,7 @@ void attend_item(const Attention& a, const Span& span, const Run* runs, const It
     if (is_few)
       std::copy(from, from + dim, own + r * dim);
     else
-      for (int64_t d = 0; d < dim; d++) own[d * width + r] = from[d] * a.scale;
+      for (int64_t d = 0; d < dim; d++) own[(r / kWidth * dim + d) * kWidth + r % kWidth] = from[d] * a.scale;
   }
   Softmax softmax{room(scratch.highest, width), room(scratch.total, width), room(scratch.out, width * value_dim), rows,
                   value_dim};

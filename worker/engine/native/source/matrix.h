@@ -25,7 +25,10 @@ constexpr int kNarrowPanel = kLanes;
 constexpr int kGroup = 32;
 constexpr int kGroupBytes = kNarrowPanel * (2 + kGroup / 2);
 constexpr int kMaxRows = kLanes == 16 ? 10 : 5;  // of a tile: what the registers hold
-constexpr int64_t kDepth = 512;                  // inputs of a block that many rows share while it is in the first cache
+constexpr int kWideRows = kLanes == 16 ? 12 : 6;  // of a tile whose weights need no more work
+constexpr int64_t kManyRowsFrom = 12;             // rows from which that pays
+constexpr int64_t kWords = 256;                   // of a row and of a panel that are in the first caches meanwhile
+constexpr int64_t kRowWords = kWords + 16;
 constexpr int64_t kBlockRows = 96;
 
 struct Matrix {
@@ -218,7 +221,7 @@ struct Rows {
 };
 
 // Weights are read once and in order, but the processor's own prefetching stops at every page.
-constexpr int kAhead = 1536;
+constexpr int kAhead = 4096;
 inline void fetch_ahead(const void* at) { __builtin_prefetch((const char*)at + kAhead); }
 
 // --- tiles: M rows by P panels --------------------------------------------------------------------------------
@@ -383,20 +386,121 @@ inline void multiply_rows(int64_t rows, const Matrix& w, int64_t panel, int64_t 
   multiply_tile<M>(w, panel, panels, x, row, from, to, c, ldc);
 }
 
+// --- many rows -------------------------------------------------------------------------------------------------
+
+// Weights that many rows pass over are brought into a form that needs no more work, a stretch of one panel at a time,
+// small enough for the first cache: numbers of 32 bits, or pairs of 16. The rows' stretch is copied too, since rows that
+// lie a power of two apart get in each other's way there.
+struct Wide {
+  alignas(64) uint32_t weights[kWords * kPanel];
+  alignas(64) uint32_t rows[kBlockRows * kRowWords];
+};
+
+inline void add_product(Floats& sum, Floats a, Floats b) { sum += a * b; }
+inline void add_product(Ints& sum, Ints a, Ints b) { sum += multiply_pairs((Shorts)a, (Shorts)b); }
+inline Floats spread(const uint32_t* from, Floats) { return splat(load<float>(from)); }
+inline Ints spread(const uint32_t* from, Ints) { return splat(load<int32_t>(from)); }
+
+// c [M, two vectors] (+)= rows times weights; `ahead` is fetched into the second cache meanwhile, `step` bytes a word.
+template <class V, int M>
+inline void tile_wide(const uint32_t* rows, const uint32_t* weights, int64_t words, bool adds, uint32_t* c, int64_t ldc,
+                      const char* ahead, int64_t step) {
+  V sums[M][2];
+  for (int m = 0; m < M; m++)
+    for (int half = 0; half < 2; half++) sums[m][half] = adds ? load<V>(c + m * ldc + half * kLanes) : V{};
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < words; k++) {
+    V low = load<V>(weights + k * kPanel), high = load<V>(weights + k * kPanel + kLanes);
+    __builtin_prefetch(ahead + k * step, 0, 2);
+    for (int m = 0; m < M; m++) {
+      V value = spread(rows + m * kRowWords + k, V{});
+      add_product(sums[m][0], value, low);
+      add_product(sums[m][1], value, high);
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int half = 0; half < 2; half++) store(c + m * ldc + half * kLanes, sums[m][half]);
+}
+
+template <class V, int M>
+inline void tiles_wide(int64_t count, const uint32_t* rows, const uint32_t* weights, int64_t words, bool adds, uint32_t* c,
+                       int64_t ldc, const char* ahead, int64_t step) {
+  if constexpr (M > 1) {
+    if (count < M) return tiles_wide<V, M - 1>(count, rows, weights, words, adds, c, ldc, ahead, step);
+  }
+  tile_wide<V, M>(rows, weights, words, adds, c, ldc, ahead, step);
+}
+
+// Words [from, from + count) of a panel: `word` is one input, or two for int8.
+inline void widen_panel(const Matrix& w, const char* panel, int64_t from, int64_t count, uint32_t* to) {
+  switch (w.kind) {
+    case kBfloat16: {  // stretches begin at even inputs
+      const auto* line = (const uint32_t*)panel + from / 2 * kPanel;
+      for (int64_t k = 0; k < count; k += 2, line += kPanel, to += 2 * kPanel)
+        for (int half = 0; half < kPanel; half += kLanes) {
+          Words both = load<Words>(line + half);
+          store(to + half, both << 16);
+          store(to + kPanel + half, both & 0xffff0000u);
+        }
+      break;
+    }
+    default: {
+      const char* line = panel + from * 2 * kPanel;
+      for (int64_t k = 0; k < count; k++, line += 2 * kPanel, to += kPanel) {
+        store(to, widen_bytes(line));
+        store(to + kLanes, widen_bytes(line + 2 * kLanes));
+      }
+    }
+  }
+}
+
+template <class V>
+void multiply_wide(const Matrix& w, int64_t panel, int64_t panels, const Rows& x, int64_t row, int64_t rows, float* c,
+                   int64_t ldc) {
+  thread_local Wide wide;
+  const int64_t words = w.kind == kInt8 ? w.depth / 2 : w.depth, bytes = w.panel_bytes() / words;
+  const auto* values = w.kind == kInt8 ? (const uint32_t*)x.pairs.data() : (const uint32_t*)x.values;
+  const int64_t tiles = (rows + kWideRows - 1) / kWideRows;
+  for (int64_t from = 0; from < words; from += kWords) {
+    const int64_t count = std::min(kWords, words - from);
+    for (int64_t r = 0; r < rows; r++) std::copy_n(values + (row + r) * words + from, count, wide.rows + r * kRowWords);
+    for (int64_t p = 0; p < panels; p++) {
+      const uint32_t* weights = wide.weights;
+      if (w.kind == kFloat32)
+        weights = (const uint32_t*)w.panel_data(panel + p) + from * kPanel;
+      else
+        widen_panel(w, w.panel_data(panel + p), from, count, wide.weights);
+      const bool is_last = p + 1 == panels;
+      const char* ahead = w.panel_data(is_last ? panel : panel + p + 1) + (is_last ? from + count : from) * bytes;
+      for (int64_t tile = 0; tile < tiles; tile++) {
+        const int64_t first = rows * tile / tiles, next = rows * (tile + 1) / tiles;
+        tiles_wide<V, kWideRows>(next - first, wide.rows + first * kRowWords, weights, count, from,
+                                 (uint32_t*)c + first * ldc + p * kPanel, ldc, ahead + tile * count * bytes / tiles,
+                                 bytes / tiles);
+      }
+    }
+  }
+  if (w.kind != kInt8) return;
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t n = 0; n < panels * kPanel; n += kLanes) {
+      Floats sums = __builtin_convertvector(load<Ints>(c + r * ldc + n), Floats);
+      store_floats(c + r * ldc + n, sums * (load_floats(w.scales + panel * kPanel + n) * x.scales[row + r]));
+    }
+}
+
 // c [rows, panels * width] = rows of x times some panels.
 inline void multiply_block(const Matrix& w, int64_t panel, int64_t panels, const Rows& x, int64_t row, int64_t rows,
                            float* c, int64_t ldc) {
+  if (rows >= kManyRowsFrom && w.kind == kInt8) return multiply_wide<Ints>(w, panel, panels, x, row, rows, c, ldc);
+  if (rows >= kManyRowsFrom && w.kind != kInt4) return multiply_wide<Floats>(w, panel, panels, x, row, rows, c, ldc);
   const int64_t tiles = (rows + kMaxRows - 1) / kMaxRows;
-  const bool is_float = w.kind == kFloat32 || w.kind == kBfloat16;
-  const int64_t depth = is_float && tiles > 2 ? kDepth : w.depth;
   const int64_t step = tiles > 1 ? 1 : panels;  // a panel stays in cache while all rows pass over it
-  for (int64_t from = 0; from < w.depth; from += depth)
-    for (int64_t p = 0; p < panels; p += step)
-      for (int64_t tile = 0; tile < tiles; tile++) {
-        int64_t first = rows * tile / tiles, next = rows * (tile + 1) / tiles;
-        multiply_rows<kMaxRows>(next - first, w, panel + p, step, x, row + first, from, std::min(from + depth, w.depth),
-                                c + first * ldc + p * w.panel(), ldc);
-      }
+  for (int64_t p = 0; p < panels; p += step)
+    for (int64_t tile = 0; tile < tiles; tile++) {
+      int64_t first = rows * tile / tiles, next = rows * (tile + 1) / tiles;
+      multiply_rows<kMaxRows>(next - first, w, panel + p, step, x, row + first, 0, w.depth,
+                              c + first * ldc + p * w.panel(), ldc);
+    }
 }
 
 // How a product is shared out: so many panels and rows at a time.
