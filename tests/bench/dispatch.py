@@ -73,6 +73,7 @@ class Sample:
     cpu_s: dict[str, float] = field(default_factory=dict)
 
 
+SETTLE_S, IDLE_S = 10, 30  # after the loads; the clock of CPU time ticks every 10 ms
 LOADS = {  # name: (clients, requests each, tokens)
     "first token": (1, 60, 4),
     "requests": (16, 25, 1),
@@ -290,9 +291,10 @@ def main() -> None:
         if options.litellm:
             servers.append(stack.enter_context(litellm(options.litellm, servers[0], directory)))
         fleet = servers[1]
+        time.sleep(SETTLE_S)
         before = {process: cpu_seconds(pid) for process, pid in fleet.pids.items()}
-        time.sleep(10)  # the measured thing is ten idle seconds
-        idle = {process: (cpu_seconds(pid) - before[process]) / 10 for process, pid in fleet.pids.items()}
+        time.sleep(IDLE_S)  # what is measured is that nothing happens
+        idle = {process: (cpu_seconds(pid) - before[process]) / IDLE_S for process, pid in fleet.pids.items()}
         samples: dict[str, dict[str, list[Sample]]] = {s.name: {name: [] for name in LOADS} for s in servers}
         floor_s: list[float] = []
         for index in range(options.rounds + 1):
