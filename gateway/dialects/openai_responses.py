@@ -249,8 +249,13 @@ class Responses(Dialect):
 
     def error_event(self, error: ApiError, request_id: str = "") -> bytes:
         """The event that ends a stream whose writer cannot."""
-        response = {"id": "resp_" + request_id.removeprefix("req_"), "object": "response", "status": "failed"}
-        response |= {"output": [], "error": error_json(error)}  # type: ignore[dict-item]
+        response = {
+            "id": "resp_" + request_id.removeprefix("req_"),
+            "object": "response",
+            "status": "failed",
+            "output": [],
+            "error": error_json(error),
+        }
         return event_bytes("response.failed", {"response": response})
 
     def keepalive(self, waiting: Waiting, writer: StreamWriter | None = None) -> bytes:

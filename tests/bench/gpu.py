@@ -207,7 +207,7 @@ class _Ours:
     """Plans through a `CudaRunner`, as the engine makes them."""
 
     def __init__(self, model: nn.Module, choice: CudaChoice, device: torch.device, options: Any) -> None:
-        model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+        model.set_attn_implementation(attention.NAME)
         prepared = prepare(model, torch.bfloat16, choice)
         self._blocks_each = -(-(options.context + options.steps + 2) // PAGE_TOKENS)
         num_blocks = max(max(options.batch) * self._blocks_each, -(-options.prompt // PAGE_TOKENS) + 1)
@@ -259,7 +259,7 @@ class _Transformers:
     """The modules as they are, with a static batch and torch's own attention."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        model.set_attn_implementation("sdpa")  # type: ignore[operator]
+        model.set_attn_implementation("sdpa")
         self._model, self._device = model, device
 
     @torch.inference_mode()

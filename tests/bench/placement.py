@@ -22,7 +22,7 @@ import httpx
 
 from shared.records import ModelRecord
 from tests.support.fleet_process import wait_for
-from tests.support.separate_fleet import SeparateFleet, models_toml
+from tests.support.separate_fleet import SeparateFleet, Worker, models_toml
 from tests.support.swapping import MODEL_BYTES, Report, run
 from tests.support.tiny import make_checkpoint
 
@@ -92,9 +92,14 @@ def swaps(folder: Path, rounds: int) -> dict[str, list[float]]:
                 found["swap"].append(_answer_s(http, name))
                 time.sleep(1.0)  # it has served for as long as its load took
                 found["warm"].append(_answer_s(http, name))
-                wait_for(lambda spares=spares: worker.said().count("standby.ready") > spares, 60)  # type: ignore[misc]
+                _wait_for_spares(worker, spares + 1)
     found["swap"] = found["swap"][2:]  # the first filled the room, the second found files that nobody had read
     return found
+
+
+def _wait_for_spares(worker: Worker, number: int) -> None:
+    """Until the worker has had so many spare replicas ready."""
+    wait_for(lambda: worker.said().count("standby.ready") >= number, 60)
 
 
 def _answer_s(http: httpx.Client, model: str) -> float:

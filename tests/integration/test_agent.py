@@ -24,7 +24,8 @@ from shared.records import Assigned, AssignmentRecord, ModelRecord, ReplicaRecor
 from shared.settings import WorkerSettings
 from tests.support.eventually import eventually
 from tests.support.owner import Owner
-from tests.support.tiny import make_checkpoint, write_tokenizer
+from tests.support.synthetic import write_synthetic
+from tests.support.tiny import make_checkpoint
 from worker.agent.agent import Agent
 from worker.agent.errors import NameTaken
 
@@ -34,20 +35,7 @@ MODEL = "test/synthetic"
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory as far as the synthetic back end reads it."""
-    path = tmp_path_factory.mktemp("model")
-    tokens = write_tokenizer(path)
-    config = {
-        "model_type": "qwen3",
-        "vocab_size": 448,
-        "max_position_embeddings": 512,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "eos_token_id": tokens["eos"][0],
-    }
-    (path / "config.json").write_text(json.dumps(config))
-    return path
+    return write_synthetic(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

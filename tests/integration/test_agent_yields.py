@@ -1,7 +1,6 @@
 """An eviction is a request to the agent: unload if idle. And the leader's promise of memory is a limit to it."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from shared.messages import Done
 from shared.records import Assigned, AssignmentRecord, ModelRecord, ReplicaRecord
 from shared.settings import WorkerSettings
 from tests.support.owner import Owner
-from tests.support.tiny import write_tokenizer
+from tests.support.synthetic import write_synthetic
 from worker.agent.agent import Agent
 
 MODEL = "test/synthetic"
@@ -27,19 +26,7 @@ MODEL = "test/synthetic"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
     """A model as far as the synthetic back end reads it."""
-    path = tmp_path_factory.mktemp("model")
-    tokens = write_tokenizer(path)
-    config = {
-        "model_type": "qwen3",
-        "vocab_size": 448,
-        "max_position_embeddings": 512,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "eos_token_id": tokens["eos"][0],
-    }
-    (path / "config.json").write_text(json.dumps(config))
+    path = write_synthetic(tmp_path_factory.mktemp("model"))
     return ModelRecord(id=MODEL, source=str(path), backend="synthetic", options={"tokens_per_s": 20})
 
 

@@ -4,10 +4,8 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,85 +17,29 @@ from shared.bus import Bus
 from shared.errors import BusError
 from shared.messages import Cancel, Claimed, Confirm, Done, Failed, Job, ResumeChoice, Working
 from shared.process import is_running
-from shared.records import ModelRecord
 from tests.support.eventually import eventually
 from tests.support.fake_rank import CONTEXT, token
+from tests.support.front import MODEL, running
 from tests.support.owner import Owner, Stream
-from tests.support.tiny import write_tokenizer
+from tests.support.synthetic import write_synthetic
 from worker.front import front as front_module
 from worker.front import health
-from worker.front.front import EXIT_FAILED, Front
+from worker.front.front import EXIT_FAILED
 from worker.front.owners import GoneOwners
-from worker.protocol import FrontConfig, FrontStatus
 from worker.text.model_text import ModelText
 
-MODEL = "test/tiny-1.0"
-FAKE_RANK = (sys.executable, "-m", "tests.support.fake_rank")
 IDS = list(range(32, 250))
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory without weights: all that a front reads."""
-    path = tmp_path_factory.mktemp("model")
-    tokens = write_tokenizer(path)
-    config = {"model_type": "qwen3", "vocab_size": 448, "max_position_embeddings": CONTEXT}
-    (path / "config.json").write_text(json.dumps(config | {"eos_token_id": tokens["eos"][0]}))
-    return path
+    return write_synthetic(tmp_path_factory.mktemp("model"), CONTEXT)
 
 
 @pytest.fixture
 async def owner(bus: Bus) -> Owner:
     return await Owner(bus, MODEL).start()
-
-
-class Harness:
-    """A front in this process, as its agent sees it."""
-
-    def __init__(self, front: Front, config: FrontConfig, statuses: list[FrontStatus], task: "asyncio.Task[int]"):
-        self.front, self.config, self.statuses, self.task = front, config, statuses, task
-
-    @property
-    def status(self) -> FrontStatus:
-        return self.statuses[-1]
-
-    @property
-    def rank_pid(self) -> int:
-        return self.status.pids[1]
-
-    async def until(self, predicate: Callable[[FrontStatus], Any], timeout_s: float = 10.0) -> None:
-        await eventually(lambda: self.statuses and predicate(self.status), timeout_s)
-
-
-@asynccontextmanager
-async def running(broker: EmbeddedBroker, model_dir: Path, *, slots: int = 8, **options: Any) -> AsyncIterator[Harness]:
-    config = FrontConfig(
-        replica=names.new_id(),
-        worker="w1",
-        model=ModelRecord(id=MODEL, source=str(model_dir), options=options),
-        path=str(model_dir),
-        device="cpu",
-        threads=1,
-        memory_bytes=1 << 30,
-        slots=slots,
-        prefill_tokens=64,
-        nats={},
-    )
-    statuses: list[FrontStatus] = []
-    front = Front(
-        config,
-        connect=lambda: Bus.connect(broker.bus_settings("worker"), kind="replica", ident=config.replica),
-        load_text=lambda: ModelText.load(model_dir),
-        report=statuses.append,
-        rank_command=FAKE_RANK,
-        pid=os.getpid(),
-    )
-    harness = Harness(front, config, statuses, asyncio.create_task(front.run()))
-    try:
-        yield harness
-    finally:
-        front.stop()
-        await asyncio.gather(harness.task, return_exceptions=True)
 
 
 async def jobs_left(bus: Bus) -> int:

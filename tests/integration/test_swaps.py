@@ -1,7 +1,6 @@
 """More models than fit, asked for all at once: a real gateway, agent, fronts and ranks, and no failed request."""
 
 import asyncio
-import json
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from shared.messages import encode
 from shared.records import ModelRecord
 from shared.settings import EvictionSettings, PlacementSettings, WorkerSettings
 from tests.support.running_gateway import running_gateway
-from tests.support.tiny import write_tokenizer
+from tests.support.synthetic import write_synthetic
 from worker.agent.agent import Agent
 
 MODELS = ["swap/a", "swap/b", "swap/c"]
@@ -26,20 +25,7 @@ MODELS = ["swap/a", "swap/b", "swap/c"]
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as far as the synthetic back end reads it."""
-    path = tmp_path_factory.mktemp("model")
-    tokens = write_tokenizer(path)
-    config = {
-        "model_type": "qwen3",
-        "vocab_size": 448,
-        "max_position_embeddings": 512,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "eos_token_id": tokens["eos"][0],
-    }
-    (path / "config.json").write_text(json.dumps(config))
-    return path
+    return write_synthetic(tmp_path_factory.mktemp("model"))
 
 
 async def test_three_models_take_turns_in_the_room_of_two(

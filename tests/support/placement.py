@@ -265,3 +265,11 @@ def overcommitted(view: View) -> list[str]:
             if sum(promised.values()) > device.total_bytes:
                 faults.append(f"{device.id} of {worker.name}: {promised} in {device.total_bytes}")
     return faults
+
+
+def one_slot(*models: str, **settings: float) -> Paper:
+    """A worker on which any one of these models fits, and no two."""
+    fleet = Paper(**settings)
+    fleet.worker("w1", 8)
+    fleet.model(*models, size=6)
+    return fleet
