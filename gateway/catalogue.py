@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gateway.errors import InvalidRequest, ModelNotFound
+from shared import sources
 from shared.fleet import Fleet
-from shared.records import Failure, ModelRecord, ReplicaRecord
+from shared.records import Failure, ModelRecord, ReplicaRecord, WorkerRecord
 
 ModelState = Literal["ready", "loading", "draining", "failed", "cold"]
 Task = Literal["generate", "embed"]
@@ -95,6 +96,10 @@ class Catalogue:
         """Jobs that run on its replicas now."""
         return sum(one.running for one in self._fleet.replicas_of(model))
 
+    def num_slots(self, model: str) -> int:
+        """Jobs that its ready replicas take at once."""
+        return sum(one.slots for one in self._fleet.replicas_of(model) if one.state == "ready")
+
     def occupancy(self, model: str) -> str:
         """Why a job waits although replicas are ready: they are full. Empty when they have room."""
         ready = [one for one in self._fleet.replicas_of(model) if one.state == "ready"]
@@ -133,10 +138,15 @@ class Catalogue:
         return models[min(owners)] if owners else None
 
     def _cannot_fit(self, record: ModelRecord) -> str:
-        """Why no worker that tried the model is large enough for it; empty while one might be."""
+        """Why no worker can run the model, too small or without its mirror; empty while one might."""
         workers = [one for one in self._fleet.workers.values() if not record.workers or one.name in record.workers]
-        reasons = [_failed_to_fit(one.failures, record.id) for one in workers]
+        reasons = [_lacks_mirror(one, record) or _failed_to_fit(one.failures, record.id) for one in workers]
         return reasons[0] if reasons and all(reasons) else ""
+
+
+def _lacks_mirror(worker: WorkerRecord, record: ModelRecord) -> str:
+    missing = sources.missing(record.source, record.options, worker.mirrors)
+    return f"{worker.name} does not know {missing} of its source" if missing else ""
 
 
 def _failed_to_fit(failures: list[Failure], model: str) -> str:

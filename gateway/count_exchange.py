@@ -8,10 +8,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway import body as bodies
-from gateway import errors
+from gateway import errors, sight
 from gateway.dialect import Dialect
 from gateway.dialects import anthropic_messages, openai_responses
-from gateway.exchange import Services
+from gateway.exchange import Services, ignored_header
 from gateway.request import InferenceRequest
 
 Read = Callable[[Services, dict[str, Any], Mapping[str, str]], Awaitable[InferenceRequest]]
@@ -44,17 +44,21 @@ class CountExchange:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The whole exchange."""
         services = self._services
+        request: InferenceRequest | None = None
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             bodies.check_headers(headers)
-            raw = await bodies.read(receive, headers, services.max_body_bytes)
-            request = await self._read(services, bodies.decode(raw), headers)
+            body, _ = await bodies.read_object(receive, headers, services.max_body_bytes)
+            request = await self._read(services, body, headers)
             model = services.catalogue.require(request.model, request.task)
+            sight.check(request, model, services.catalogue)
             tokens = await services.counter.count(model, request.prompt)
             response = Response(orjson.dumps(self._shape | {"input_tokens": tokens}), media_type=errors.MEDIA_TYPE)
+            response.raw_headers += ignored_header(request)
         except bodies.ClientGone:
             return
-        except errors.ApiError as error:
+        except errors.ApiError as problem:
+            error = sight.placed(problem, request)
             services.metrics.errors.labels(error.kind).inc()
             response = errors.answer(error, self._dialect.error_body(error, f"req_{scope['state']['job']}"))
         await response(scope, receive, send)

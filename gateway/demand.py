@@ -86,7 +86,7 @@ class Demand:
         # A model that an operator unloaded may be loaded again: its jobs wait, as the queue is for.
         error: ApiError
         if answer.state == "cannot_fit":
-            text = f"No worker of this fleet is large enough for the model {model!r}: {answer.reason}."
+            text = f"No worker of this fleet can run the model {model!r}: {answer.reason}."
             error = CapacityExceeded(text, param="model")
         elif answer.state == "unknown":
             text = f"The model {model!r} is not loaded, and will not be: {answer.reason}."

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from gateway import errors
+from gateway import errors, turns
 from gateway.flight import Action, AskReplay, DeleteMessage, End, Flight, Publish, SendCancel, SendConfirm
 from gateway.metrics import Metrics
 from gateway.request import InferenceRequest
 from gateway.streams import Streams
 from gateway.suspects import Suspects
 from gateway.tasks import Tasks
+from gateway.turns import Turns
 from shared import log as logs
 from shared import names
 from shared.bus import Answer, Bus, Msg, Subscription
@@ -27,6 +28,7 @@ PUBLISH_S = 10.0  # how long the first attempt of a job may take to get into the
 AGAIN_S = 0.25
 SETTLE_S = 2.0
 SUSPECT_S = 0.05
+HELD_S = 0.01  # below, a job was published at once
 
 _Notes = defaultdict[str, list[tuple[str, int]]]  # (job, attempt) by replica
 
@@ -42,6 +44,7 @@ class Dispatcher:
         self.id = gateway_id
         self.streams = Streams()
         self.suspects = Suspects()
+        self.turns = Turns()
         self.clock: Callable[[], float] = time.monotonic
         self.on_end: Callable[[Flight], None] = lambda flight: None  # a job is over
         self.on_refused: Callable[[str], None] = lambda replica: None  # a replica did not answer: look after it
@@ -93,9 +96,9 @@ class Dispatcher:
         if self._is_stopping:
             raise errors.ShuttingDown
         model = model or request.model
-        waiting = sum(1 for one in self.streams.flights.values() if one.model == model and not one.accepted)
-        if waiting >= self._settings.max_queue_per_model:
-            raise errors.QueueFull(request.model, waiting)
+        waiting = [one.job.share for one in self.streams.flights.values() if one.model == model and not one.accepted]
+        if turns.is_full(waiting, share, self._settings.max_queue_per_model):
+            raise errors.QueueFull(request.model, len(waiting))
         now = self.clock()
         job = Job(
             id=job_id,
@@ -114,11 +117,12 @@ class Dispatcher:
         )
         deadline = now + self._settings.job_deadline_s
         flight = Flight(job, max_attempts=self._settings.max_attempts, deadline=deadline, now=now)
-        flight.on_hold = self._measure
+        flight.on_hold = self._on_hold
         self.streams.add(flight)
         self.busy.set()
         self._metrics.entered(flight.model)
-        self.perform(flight.id, (Publish(flight.attempt),))
+        if self.turns.enter(flight):
+            self.perform(flight.id, (Publish(flight.attempt),))
         return flight
 
     def cancel(self, flight: Flight) -> None:
@@ -148,6 +152,7 @@ class Dispatcher:
                     self.streams.remove(flight)
                     if not self.streams.flights:
                         self.busy.clear()
+                    self._next_turns(flight)
                     self.on_end(flight)
                     self._metrics.left(flight.model)
 
@@ -168,10 +173,16 @@ class Dispatcher:
             and self._bus.is_connected
             and self._bus.is_ensured(flight.model, flight.job.job_class)
         ):
-            job = flight.job_to_publish(time.time())
+            job = self._job(flight)
             with contextlib.suppress(BusError):  # the task meets it again, and knows what to do
                 posted = self._bus.post(*self._addressed(flight, job))
         self._tasks.spawn(self._enqueue(flight, action.attempt, job, posted), "dispatch.publish")
+
+    def _job(self, flight: Flight) -> Job:
+        """The job of its current attempt. The time before its first turn counts as time in the queue."""
+        held_s = self.clock() - flight.started if flight.attempt == 1 else 0.0
+        job = flight.job_to_publish(time.time() - held_s)
+        return msgspec.structs.replace(job, held_s=round(held_s, 3)) if held_s > HELD_S else job
 
     def _addressed(self, flight: Flight, job: Job) -> tuple[str, bytes, str, float]:
         """Subject, payload, message id and lifetime of a job in the queue."""
@@ -185,7 +196,7 @@ class Dispatcher:
         """
         if flight.is_suspect and not await self._wait_for_turn(flight, attempt):
             return
-        job = job or flight.job_to_publish(time.time())
+        job = job or self._job(flight)
         patience = flight.deadline if attempt > 1 else self.clock() + PUBLISH_S
         while flight.attempt == attempt and not flight.is_over:
             try:
@@ -242,7 +253,13 @@ class Dispatcher:
         else:
             self.perform(flight.id, flight.on_replayed(action, reply, self.clock()))
 
-    def _measure(self, flight: Flight) -> None:
+    def _next_turns(self, flight: Flight) -> None:
+        """It does not wait in the queue any more: others may."""
+        for one in [] if self._is_stopping else self.turns.leave(flight):
+            self.perform(one.id, (Publish(one.attempt),))
+
+    def _on_hold(self, flight: Flight) -> None:
+        self._next_turns(flight)
         flight.observe_gap = self._metrics.gaps.of(flight.model, flight.worker).observe
 
     # --- the bus ---------------------------------------------------------------------------------------------

@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway import body as bodies
-from gateway import errors, sse, waiting
+from gateway import errors, sight, sse, waiting
 from gateway.catalogue import Catalogue
 from gateway.counting import Counter
 from gateway.demand import Demand
@@ -33,8 +34,11 @@ from shared import log as logs
 from shared import names
 
 IGNORED_HEADER = b"x-plexus-ignored"
-MAX_IGNORED = 20
+MAX_IGNORED = 32  # names in the header that tells them, the rest is counted
+MAX_NAME = 64  # characters of one
+MAX_LOOKED = 10_000  # names that are looked at, whatever a body holds
 _PLAIN = re.compile(r"[^A-Za-z0-9_.\[\]-]")
+_INDEX = re.compile(r"\[\d+\]")
 _JSON = (b"content-type", errors.MEDIA_TYPE.encode())
 _CLIENT_GONE = 499  # in the log only: nobody is there to be answered
 
@@ -71,6 +75,7 @@ class Exchange:
         self._job = job_id
         self._status = 0  # what the client was sent
         self._flights: list[Flight] = []  # one, unless the request has further prompts
+        self._request: InferenceRequest | None = None  # once it is read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The whole exchange."""
@@ -79,9 +84,11 @@ class Exchange:
         error: errors.ApiError | None = None
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            request = await self._read(headers, receive)
+            request = self._request = await self._read(headers, receive)
             model = request.model
             record = self._services.catalogue.require(model, request.task)
+            if request.images:
+                sight.check(request, record, self._services.catalogue)
             self._submit(request, record.id, share_of(headers))
             if self._services.catalogue.state(record.id) not in ("ready", "loading"):
                 self._services.demand.ask(record.id)
@@ -89,7 +96,7 @@ class Exchange:
         except bodies.ClientGone:
             pass
         except errors.ApiError as problem:
-            error = problem
+            error = sight.placed(problem, self._request)
         except Exception:
             log.exception("request.crashed", job=self._job, model=model)
             error = errors.InternalError()
@@ -174,6 +181,8 @@ class Exchange:
         keepalive = self._dialect.keepalive
         if type(events[-1]) is Finished:
             events[-1] = self._timed(events[-1])
+        elif type(events[-1]) is Broken:
+            events[-1] = Broken(sight.placed(events[-1].error, self._request))
         return b"".join([keepalive(one, writer) if type(one) is Waiting else writer.write(one) for one in events])
 
     def _timed(self, end: Finished) -> Finished:
@@ -232,8 +241,20 @@ class Exchange:
 
 
 def ignored_header(request: InferenceRequest) -> list[tuple[bytes, bytes]]:
-    if not request.ignored:
+    """The header that names the parameters of a body which have no effect, if there are any."""
+    return ignored_names(request.ignored)
+
+
+def ignored_names(names: Sequence[str]) -> list[tuple[bytes, bytes]]:
+    """The header for these names."""
+    if not names:
         return []
-    shown = [_PLAIN.sub("?", name)[:64] for name in request.ignored[:MAX_IGNORED]]
-    more = len(request.ignored) - len(shown)
+    told: Iterable[str] = names
+    if len(names) > MAX_IGNORED:  # of what repeats along a list, one is told
+        kinds: dict[str, str] = {}
+        for name in names[:MAX_LOOKED]:
+            kinds.setdefault(_INDEX.sub("", name[:MAX_NAME]), name)
+        told = kinds.values()
+    shown = [_PLAIN.sub("?", name[:MAX_NAME]) for name in islice(told, MAX_IGNORED)]
+    more = len(names) - len(shown)
     return [(IGNORED_HEADER, ", ".join([*shown, f"+{more}"] if more else shown).encode())]

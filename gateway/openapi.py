@@ -46,6 +46,20 @@ _FUNCTION_TOOL: Schema = {
         },
     },
 }
+_DATA_URI: Schema = {"type": "string", "pattern": "^data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=]+$"}
+_PART: Schema = {
+    "anyOf": [
+        {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}},
+        {
+            "type": "object",
+            "required": ["type", "image_url"],
+            "properties": {
+                "type": {"const": "image_url"},
+                "image_url": {"type": "object", "required": ["url"], "properties": {"url": _DATA_URI}},
+            },
+        },
+    ]
+}
 _MESSAGE: Schema = {
     "type": "object",
     "required": ["role"],
@@ -54,14 +68,7 @@ _MESSAGE: Schema = {
         "content": {
             "anyOf": [
                 {"type": ["string", "null"]},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["type", "text"],
-                        "properties": {"type": {"const": "text"}, "text": _TEXT},
-                    },
-                },
+                {"type": "array", "items": _PART},
             ]
         },
         "name": {"type": ["string", "null"]},
@@ -218,8 +225,24 @@ PATHS: Mapping[tuple[str, str], tuple[str, str, bool]] = {
     ("/v1/responses/input_tokens", "post"): ("ResponseRequest", "Count", False),
     ("/v1/messages", "post"): ("MessageRequest", "Message", True),
     ("/v1/messages/count_tokens", "post"): ("MessageCountRequest", "Count", False),
+    ("/v1/responses/{response_id}", "get"): ("", "Response", True),
+    ("/v1/responses/{response_id}/cancel", "post"): ("", "Response", False),
     ("/v1/models", "get"): ("", "Models", False),
     ("/v1/models/{model}", "get"): ("", "Model", False),
+}
+_NUMBER: Schema = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
+# (path, method): parameters of the query
+QUERIES: Mapping[tuple[str, str], dict[str, Schema]] = {
+    ("/v1/models", "get"): {"limit": {"type": "integer", "minimum": 1, "maximum": 999_999_999}},
+    ("/v1/responses/{response_id}", "get"): {
+        "stream": {"type": "boolean", "description": "the events that were kept, and those to come"},
+        "starting_after": {**_NUMBER, "description": "with stream: only events with a higher sequence_number"},
+    },
+    ("/v1/responses/{response_id}/input_items", "get"): {
+        "limit": {"type": "integer", "minimum": 1, "maximum": 100},
+        "order": {"enum": ["asc", "desc"]},
+        "after": {**_TEXT, "description": "the id of the item before the page"},
+    },
 }
 _REFUSALS = {
     "400": "A field is missing or cannot be served; `param` names it.",
@@ -244,9 +267,10 @@ def describe(found: dict[str, Any]) -> dict[str, Any]:
             operation["responses"] = {"200": {"description": "The answer.", "content": content}} | {
                 status: {"description": what, "content": _json("Error")} for status, what in _REFUSALS.items()
             }
-    listing = found["paths"]["/v1/models"]["get"]
-    limit = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
-    listing["parameters"] = [{"name": "limit", "in": "query", "required": False, "schema": limit}]
+            operation.setdefault("parameters", []).extend(
+                {"name": name, "in": "query", "required": False, "schema": schema}
+                for name, schema in QUERIES.get((path, method), {}).items()
+            )
     return found
 
 

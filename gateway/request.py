@@ -18,7 +18,8 @@ class InferenceRequest:
     """What a client wants, in no dialect's words.
 
     Prompts of messages have one normal form, whatever the dialect: OpenAI's chat messages, tools and calls, where a
-    content that is all text is one plain string. So equal prompts become equal tokens, and find each other's prefix.
+    content that is all text is one plain string, and one with images a list of the parts ``{"type": "text", "text"}``
+    and ``{"type": "image", "media_type", "data"}``. So equal prompts become equal tokens, and find each other's prefix.
     """
 
     model: str  # as the client named it, which may be an alias; answers name it so again
@@ -31,6 +32,7 @@ class InferenceRequest:
     job_class: JobClass = "interactive"
     metadata: Mapping[str, str] = field(default_factory=dict)  # the client's own notes, given back where the API does
     notes: Any = None  # of the dialect's parser to its writers
+    images: tuple[str, ...] = ()  # where the prompt's images stand in the body, in their order
     stream: bool = False
     include_usage: bool = False  # a usage event at the end of the stream
     include_thinking: bool = False  # reasoning as <think>…</think> inside the content

@@ -83,19 +83,21 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
                 waits.ended(flight)
 
             dispatcher.on_end = on_end
+            dispatcher.turns.num_slots = catalogue.num_slots
             stack.push_async_callback(whereabouts.close)
             await whereabouts.start()
             placer = Leader(bus, fleet, gateway_id, placement=settings.placement, eviction=settings.eviction)
             await stack.enter_async_context(placer)
-            presence = Presence(bus, lambda: _record(gateway_id, url_of(public), dispatcher))
+            url = url_of(public)  # asked now: the server closes the socket before the record ends
+            presence = Presence(bus, lambda: _record(gateway_id, url, dispatcher))
             stack.push_async_callback(presence.close)
             await presence.start()
-            card = service(bus, gateway_id, socket.gethostname(), url_of(public), dispatcher)
+            card = service(bus, gateway_id, socket.gethostname(), url, dispatcher)
             stack.push_async_callback(card.close)
             await card.start()
             stack.push_async_callback(demand.close)
             demand.start()
-            background = Background(bus, fleet, gateway_id, Store(bus))
+            background = Background(bus, fleet, gateway_id, Store(bus), settings.keepalive_s)
             stack.push_async_callback(background.close)
             await background.start()
             services = Services(
@@ -112,7 +114,7 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
             http = app.build(services, Health(gateway_id, bus, fleet, catalogue), own_version())
             servers = [(_server(http), public), (_server(_metrics_app(counts)), private)]
             ready = {
-                "url": url_of(public),
+                "url": url,
                 "port": public.getsockname()[1],
                 "metrics_url": url_of(private) + "/metrics",
                 "metrics_port": private.getsockname()[1],

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from gateway.dialects.conversation import image_lengths
 from gateway.dispatch import Dispatcher
 from gateway.errors import DeadlineExceeded
 from gateway.flight import Flight
@@ -36,6 +37,7 @@ ACCEPT_S = 0.75  # from publication, before the queue is asked where the job is
 LOOK_S = 0.5  # between two looks at one queue
 GRACE_S = 1.25  # what a replica gets to answer for a job it took; doubled with each attempt
 GRACE_CHARACTERS = 1_000_000  # of prompt, for one second more
+GRACE_IMAGE_S = 0.25  # more for each image, which is unpacked and scaled before the job is accepted
 PEERS_S = 60.0
 
 log = logs.get(__name__)
@@ -227,6 +229,8 @@ class Supervisor:
             # 3. It waits.
             else:
                 flight.ahead = max(0, pending - 1 - behind)
+        for flight, before in self._dispatcher.turns.held(model, job_class):
+            flight.ahead = pending + before
 
     # --- outages ---------------------------------------------------------------------------------------------
 
@@ -251,4 +255,6 @@ class Supervisor:
 
 def _grace_s(flight: Flight) -> float:
     patience: float = GRACE_S * 2.0 ** len(flight.losses)
+    for length in image_lengths(flight.job.prompt):
+        patience += GRACE_IMAGE_S + length / GRACE_CHARACTERS
     return patience + flight.job.estimate_tokens * 4 / GRACE_CHARACTERS

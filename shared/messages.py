@@ -51,7 +51,12 @@ class Constraint(Struct, omit_defaults=True, kw_only=True):
 
 
 class Prompt(Struct, omit_defaults=True, kw_only=True):
-    """What the model reads: exactly one of `messages`, `text` and `ids` is set."""
+    """What the model reads: exactly one of `messages`, `text` and `ids` is set.
+
+    The content of a message of the user or a tool is a string, or with images a list of parts: ``{"type": "text",
+    "text"}`` and ``{"type": "image", "media_type", "data"}``, the data being the file (PNG, JPEG, WebP or GIF) in
+    canonical base64. A refusal names an image by its place: ``messages[0].content[1]``.
+    """
 
     messages: list[dict[str, Any]] | None = None  # OpenAI chat messages, as the chat template takes them
     tools: list[dict[str, Any]] = []  # OpenAI function tools
@@ -94,7 +99,8 @@ class Job(Struct, omit_defaults=True, kw_only=True):
     on_owner_lost: Literal["drop", "adopt"] = "drop"
     job_class: JobClass = "interactive"
     share: str = ""  # whose share of a replica it takes, a key or a user: these take turns; "": its owner's
-    published_s: float = 0.0  # unix time
+    published_s: float = 0.0  # unix time; what it waited for its turn at its gateway counts as time in the queue
+    held_s: float = 0.0  # seconds for which it did that
     deadline_s: float = 0.0  # unix time; 0: none
     estimate_tokens: int = 0  # prompt tokens, roughly
     resume: list[ResumeChoice] = []  # empty, or one per choice
@@ -223,6 +229,14 @@ class Failed(Struct, array_like=True, tag="err"):
     param: str | None = None
     tokens: int = 0  # of the prompt, when it is longer than the context
     limit: int = 0  # the context that it is longer than, in tokens
+
+
+def no_sight(model: str, place: str) -> str:
+    """The message of the refusal (invalid_request, `place` its param) of an image that a model cannot take."""
+    return (
+        f"{place}: the model {model!r} takes no images: send text only, or choose a model whose input modalities name "
+        "image; GET /v1/models lists them."
+    )
 
 
 Item = Accepted | Working | Delta | Embedded | Done | Failed

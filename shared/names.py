@@ -152,9 +152,24 @@ def worker_count(worker: str) -> str:
     return f"{PREFIX}.worker.{worker}.count"
 
 
+def worker_estimate(worker: str) -> str:
+    """Where one host says what a model will take, for models whose files only some have or may fetch."""
+    return f"{PREFIX}.worker.{worker}.estimate"
+
+
 def responses_rpc(gateway_id: str) -> str:
     """Where a gateway is told to cancel a response that it works on in the background."""
     return f"{PREFIX}.gw.{gateway_id}.responses"
+
+
+def response_moved(response: str) -> str:
+    """Where it is said, without more words, that further events of a response are stored."""
+    return f"{PREFIX}.response.{response}"
+
+
+def response_events_key(response: str, number: int | str) -> str:
+    """responses: a run of a response's events; ``*`` is every run."""
+    return f"{response}.{number}"
 
 
 PLACER_ENSURE = f"{PREFIX}.placer.ensure"  # only the placement leader listens, also to the next two

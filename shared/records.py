@@ -78,6 +78,7 @@ class WorkerRecord(Struct, omit_defaults=True, kw_only=True):
     epoch: int = 0  # of the assignment it follows
     generation: int = 0
     version: str = ""
+    mirrors: list[str] = []  # hubs beside the usual one, by the names that its settings define
     at_s: float = 0.0
     v: int = VERSION
 

@@ -119,6 +119,7 @@ class WorkerSettings(_ProcessSettings):
     bus: BusSettings = BusSettings()
     cores: int = Field(default=0, ge=0)  # for replicas; 0: all
     device: str = "auto"  # auto, cpu, cuda, cuda:0 …
+    cpu_devices: int = Field(default=1, ge=1, le=64)  # that the CPU counts as: cpu:0, cpu:1 …, each with a share
     memory_fraction: float = Field(default=0.6, gt=0, le=1)  # of a device's memory, for replicas
     memory_bytes: int = Field(default=0, ge=0)  # instead of the fraction; 0: not set
     slots: int = Field(default=32, ge=1)  # jobs a replica takes at once

@@ -1,13 +1,17 @@
 """Frames over a socket pair between parent and child: four bytes of length, then JSON.
 
 The rank reads and writes with plain blocking calls between steps (`Channel`); agent and front use asyncio
-(`open_channel` gives the usual stream pair, `read_frame` and `frame` do the framing).
+(`AsyncChannel`).
 """
 
 import asyncio
+import contextlib
 import select
 import socket
 import struct
+from collections import deque
+from collections.abc import Callable
+from typing import cast
 
 _LENGTH = struct.Struct("<I")
 MAX_FRAME = 256 << 20  # a 64k-token prompt is 0.5 MB; anything near this is a fault
@@ -34,6 +38,20 @@ def frame(payload: bytes) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
 
+def _cut(buffer: bytearray) -> list[bytes]:
+    """Take every whole frame out of the buffer."""
+    frames, at = [], 0
+    while len(buffer) - at >= _LENGTH.size:
+        (length,) = _LENGTH.unpack_from(buffer, at)
+        end = at + _LENGTH.size + length
+        if len(buffer) < end:
+            break
+        frames.append(bytes(buffer[at + _LENGTH.size : end]))
+        at = end
+    del buffer[:at]
+    return frames
+
+
 class Channel:
     """The blocking end."""
 
@@ -56,7 +74,7 @@ class Channel:
 
     def receive(self, timeout_s: float | None = 0.0) -> list[bytes]:
         """Every frame that is there; waits up to `timeout_s` (None: for ever) for the first. Raises ChannelClosed."""
-        frames = self._frames()
+        frames = _cut(self._buffer)
         wait = 0.0 if frames else timeout_s
         while select.select([self._sock], [], [], wait)[0]:
             try:
@@ -68,7 +86,7 @@ class Channel:
                     break  # the last words first; the next call tells the end
                 raise ChannelClosed
             self._buffer += data
-            frames += self._frames()
+            frames += _cut(self._buffer)
             wait = 0.0 if frames else None  # part of a frame is here: the rest follows
         return frames
 
@@ -76,29 +94,101 @@ class Channel:
         """Close; may be called twice."""
         self._sock.close()
 
-    def _frames(self) -> list[bytes]:
-        frames, at = [], 0
-        while len(self._buffer) - at >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer, at)
-            end = at + _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            frames.append(bytes(self._buffer[at + _LENGTH.size : end]))
-            at = end
-        del self._buffer[:at]
-        return frames
 
+class AsyncChannel(asyncio.Protocol):
+    """The asyncio end. One reads at a time: with `receive`, or with `serve`, which spares each frame a task's turn."""
 
-async def open_channel(sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """The asyncio end of a socket pair."""
-    sock.setblocking(False)
-    return await asyncio.open_connection(sock=sock, limit=_BUFFER)
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._frames: deque[bytes] = deque()
+        self._listener: Callable[[bytes], None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._fault: Exception | None = None  # of the listener
+        self._closed = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
 
+    @classmethod
+    async def open(cls, sock: socket.socket) -> "AsyncChannel":
+        """The end `sock` of a socket pair."""
+        sock.setblocking(False)
+        _, made = await asyncio.get_running_loop().create_connection(cls, sock=sock)
+        return made
 
-async def read_frame(reader: asyncio.StreamReader) -> bytes:
-    """The next frame. Raises ChannelClosed when the other side is gone."""
-    try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        return await reader.readexactly(length)
-    except (asyncio.IncompleteReadError, ConnectionError) as error:
-        raise ChannelClosed from error
+    def send(self, payload: bytes) -> None:
+        """Send one frame. When the other side is gone, nothing happens: reading tells the end."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame(payload))
+
+    async def receive(self) -> bytes:
+        """The next frame. Raises ChannelClosed when the other side is gone."""
+        while not self._frames:
+            await self._turn()
+        return self._frames.popleft()
+
+    async def serve(self, listener: Callable[[bytes], None]) -> None:
+        """Call `listener` with each frame as soon as it is read, until the other side is gone.
+
+        Raises what the listener raises; it then gets no more frames.
+        """
+        self._listener = listener
+        try:
+            self._hand_over()
+            while self._fault is None and not (self._closed.is_set() and not self._frames):
+                with contextlib.suppress(ChannelClosed):
+                    await self._turn()
+        finally:
+            self._listener = None
+            fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def close(self) -> None:
+        """Send what was given and close; may be called twice."""
+        if self._transport is not None:
+            self._transport.close()
+
+    async def wait_closed(self) -> None:
+        """Return when it is closed."""
+        await self._closed.wait()
+
+    async def _turn(self) -> None:
+        """Wait for something to happen. Raises ChannelClosed if nothing can."""
+        if self._closed.is_set():
+            raise ChannelClosed
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _hand_over(self) -> None:
+        while self._frames and self._listener is not None and self._fault is None:
+            try:
+                self._listener(self._frames.popleft())
+            except Exception as error:
+                self._fault = error
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- what the event loop calls ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """There is a transport."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own is none by name
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: whole frames, mostly one."""
+        self._buffer += data
+        self._frames.extend(_cut(self._buffer))
+        if self._listener is not None:
+            self._hand_over()
+        elif self._frames:
+            self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The other side is gone, or we closed."""
+        self._closed.set()
+        self._wake()

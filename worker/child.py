@@ -11,6 +11,7 @@ import signal
 from collections.abc import Sequence
 
 from worker import channel
+from worker.channel import AsyncChannel
 
 _STDERR = 2
 
@@ -18,22 +19,16 @@ _STDERR = 2
 class Child:
     """A running child with our end of its channel."""
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self.reader = reader
+    def __init__(self, process: asyncio.subprocess.Process, line: AsyncChannel) -> None:
+        self.line = line
         self._process = process
-        self._writer = writer
 
     @classmethod
     async def start(cls, command: Sequence[str], *, pass_fds: Sequence[int] = ()) -> "Child":
         """Start `command` with `--channel-fd` and `--parent-pid` added. Its stdout goes to our stderr."""
         ours, theirs = channel.pair()
         with theirs:
-            reader, writer = await channel.open_channel(ours)  # before the process is there to be left behind
+            line = await AsyncChannel.open(ours)  # before the process is there to be left behind
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
@@ -45,9 +40,9 @@ class Child:
                     start_new_session=True,
                 )  # fmt: skip
             except BaseException:
-                writer.close()
+                line.close()
                 raise
-        return cls(process, reader, writer)
+        return cls(process, line)
 
     @property
     def pid(self) -> int:
@@ -55,9 +50,8 @@ class Child:
         return self._process.pid
 
     def send(self, payload: bytes) -> None:
-        """Send one frame. To a child that is gone, nothing happens: its end shows on the reader."""
-        if not self._writer.is_closing():
-            self._writer.write(channel.frame(payload))
+        """Send one frame. To a child that is gone, nothing happens: its end shows when reading."""
+        self.line.send(payload)
 
     def kill(self) -> None:
         """End it at once."""
@@ -72,7 +66,7 @@ class Child:
 
     async def end(self, wait_s: float = 0.0) -> int:
         """Close the channel, give it `wait_s` to end by itself, then kill it. Its exit status."""
-        self._writer.close()
+        self.line.close()
         if wait_s > 0 and self._process.returncode is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -80,6 +74,5 @@ class Child:
         if self._process.returncode is None:
             self.kill()  # before the next await: whoever cancels us finds it done
         status = await self._process.wait()
-        with contextlib.suppress(ConnectionError):
-            await self._writer.wait_closed()
+        await self.line.wait_closed()
         return status

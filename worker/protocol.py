@@ -25,9 +25,11 @@ class FrontConfig(Struct, tag="front_config", kw_only=True):
     worker: str
     model: ModelRecord
     path: str  # local directory with config.json, weights and tokenizer
-    device: str  # cpu, cuda:0
-    threads: int  # cores granted
-    memory_bytes: int  # granted on the device: weights, activations and cache together
+    device: str  # cpu, cuda:0; of the first rank
+    followers: list[str] = []  # devices of the other ranks, where it is divided between several
+    cpus: list[list[int]] = []  # processors that each rank is to stay on; none named: any
+    threads: int  # of each rank
+    memory_bytes: int  # granted on each device: weights, activations and cache together
     enforce_memory: bool = False  # the rank's process may not have more
     slots: int  # jobs at once
     prefill_tokens: int  # token budget of a step
@@ -86,6 +88,8 @@ class RankConfig(Struct, tag="rank_config", kw_only=True):
     task: Literal["generate", "embed"] = "generate"
     backend: Literal["torch", "synthetic"]
     device: str
+    followers: list[str] = []  # devices of further ranks: this one starts them, and they end together
+    cpus: list[list[int]] = []  # processors that each rank is to stay on; none named: any
     dtype: str  # auto, float32, bfloat16, float16
     quantization: str = ""  # of the weights: "" (as the checkpoint is), int8, int4
     threads: int
@@ -131,11 +135,21 @@ class Choice(Struct, array_like=True):
     resume: list[int] = []
 
 
+class Image(Struct, array_like=True):
+    """An image in a prompt. Equal `digest`s mean equal files."""
+
+    data: bytes  # the file, already found to be readable
+    digest: bytes  # of the file, 32 bytes
+    grid: tuple[int, int]  # rows and columns of its tokens
+    runs: list[tuple[int, int]]  # where these are in the prompt: first position and how many, in order
+
+
 class Submit(Struct, tag="submit", kw_only=True):
     """Run this. To an embedding model: `choices` are the `inputs` wanted, and there is no prompt."""
 
     key: str
     prompt: list[int]
+    images: list[Image] = []
     inputs: list[list[int]] = []
     choices: list[Choice]
     sample: Sample
@@ -168,6 +182,12 @@ class Loading(Struct, tag="loading"):
     total_bytes: int = 0
 
 
+class Ranks(Struct, tag="ranks"):
+    """It has started the other ranks: their process ids."""
+
+    pids: list[int]
+
+
 class Ready(Struct, tag="ready", kw_only=True):
     """The model is loaded and warm."""
 
@@ -176,7 +196,7 @@ class Ready(Struct, tag="ready", kw_only=True):
     context_limit: int  # what one sequence may hold: the smaller of the model's limit and the cache
     vocab_size: int
     fingerprint: str
-    measured_bytes: int
+    measured_bytes: int  # on each device, the most of them
     load_s: float
     stages_s: dict[str, float] = {}  # seconds of each stage, by its name
 
@@ -236,7 +256,7 @@ class Fatal(Struct, tag="fatal"):
     kind: FatalKind = ""
 
 
-RankToFront = Loading | Ready | Step | Fatal
+RankToFront = Loading | Ranks | Ready | Step | Fatal
 
 encode = msgspec.json.encode
 decode_agent_to_front = msgspec.json.Decoder(AgentToFront).decode

@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from gateway.cli.errors import CliError
+from shared.settings import GatewaySettings, WorkerSettings
 
 app = typer.Typer(no_args_is_help=True, help="Check and translate settings files.")
 
@@ -35,6 +37,8 @@ def import_files(
     from gateway.models_file import parse
 
     found = translate({str(file): _read(file) for file in files})
+    _check("gateway.toml", GatewaySettings, found.gateway)
+    _check("worker.toml", WorkerSettings, found.worker)
     texts = {}
     if found.gateway and out is not None and (found.models or found.aliases):
         found.gateway["models"] = str((out / "models.toml").absolute())
@@ -52,6 +56,20 @@ def import_files(
             print(f"# {name}\n{text}")
         else:
             _write(out / name, text, force)
+    if not texts:
+        print(f"nothing in {', '.join(map(str, files))} has a counterpart", file=sys.stderr)
+
+
+def _check(name: str, cls: type[GatewaySettings] | type[WorkerSettings], table: dict[str, Any]) -> None:
+    """Would a process start with these settings? Raises CliError."""
+    try:
+        cls(**table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(map(str, first["loc"]))
+        raise CliError(
+            f"the translated {name}: {setting} = {first['input']!r}: {first['msg']}. Correct it in the old file."
+        ) from error
 
 
 def _read(path: Path) -> str:

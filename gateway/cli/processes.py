@@ -11,6 +11,7 @@ from typing import Any
 from gateway.cli.child import Child
 from gateway.cli.errors import PortTaken
 from gateway.cli.home import DataDir
+from shared.host import num_cores
 from shared.settings import BusSettings
 
 MEMORY_FRACTION = 0.6  # of each device, for all workers together
@@ -92,8 +93,3 @@ def toml(settings: Mapping[str, Any]) -> str:
     plain = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
     tables = [f"\n[{key}]\n{toml(value)}" for key, value in settings.items() if isinstance(value, Mapping)]
     return "".join(f"{line}\n" for line in plain) + "".join(tables)
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

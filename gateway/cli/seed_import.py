@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import SettingsError
+from shared.names import check_token
 from shared.sources import is_scheme
 
 PINNED_CLASS = 1000  # what a model pinned to hosts had unless its entry said otherwise
@@ -137,6 +138,10 @@ def _notes_of_host(name: str, host: Mapping[str, Any]) -> list[str]:
     where = f" (it was at {host['endpoint']})" if "endpoint" in host else ""
     rest = [key for key in host if key not in ("name", "endpoint")]
     first = f"{name}: host {own!r}{where}: gateways keep no list of hosts; start `plexus-worker --name {own}` there"
+    try:
+        check_token(str(own), "the name")
+    except ValueError as error:
+        first = f"{name}: host {own!r}{where}: no worker can be called so ({error}); start `plexus-worker` there"
     return [first, *(f"{name}: host {own!r}: {key}: workers find out themselves, or there is none" for key in rest)]
 
 
@@ -174,7 +179,23 @@ def _translate_mirror(found: Imported, where: str, scheme: str, source: Mapping[
 
 
 def _model(found: Imported, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry of the catalogue. What is not used up is noted."""
+    """One entry of the catalogue. Raises ValueError that names it."""
+    try:
+        return _translate_model(found, name, entry)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"model {entry.get('id', '?')!r}: {error}") from error
+
+
+def _integer(left: dict[str, Any], key: str, usual: int = 0) -> int:
+    """Taken out of the entry. Raises ValueError."""
+    value = left.pop(key, usual)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{key} = {value!r} is no whole number")
+    return value
+
+
+def _translate_model(found: Imported, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not used up is noted."""
     left = dict(entry)
     model = str(left.pop("id", ""))
     note = f"{name}: model {model!r}"
@@ -192,14 +213,14 @@ def _model(found: Imported, name: str, entry: Mapping[str, Any]) -> dict[str, An
         )
     made |= _renamed(left, {"min_devices": "devices"})
     if "min_device_vram_mb" in left:
-        made["memory_floor_bytes"] = int(left.pop("min_device_vram_mb")) * MIB
+        made["memory_floor_bytes"] = _integer(left, "min_device_vram_mb") * MIB
     if "vram_mb" in left:
         left.pop("vram_mb")
         found.notes.append(f"{note}: vram_mb: memory is estimated from the weights' headers and measured, not declared")
     hosts = left.pop("pinned_on", [])
     if hosts:
-        made["workers"] = list(hosts)
-    wanted = int(left.pop("residency_priority", PINNED_CLASS if hosts else USUAL_CLASS))
+        made["workers"] = [hosts] if isinstance(hosts, str) else list(hosts)
+    wanted = _integer(left, "residency_priority", PINNED_CLASS if hosts else USUAL_CLASS)
     made["residency"] = min(max(wanted, 0), 1000)
     if made["residency"] != wanted:
         found.notes.append(f"{note}: residency_priority {wanted} became {made['residency']}")
@@ -213,7 +234,7 @@ def _add_details(found: Imported, note: str, made: dict[str, Any], left: dict[st
         found.notes.append(f"{note}: harness: there is one engine")
     limit = left.pop("limit", {})
     if limit.get("context"):
-        made["context_limit"] = int(limit["context"])
+        made["context_limit"] = _integer(dict(limit), "context")
     found.notes += [f"{note}: limit.{key}: follows from the context" for key in limit if key != "context"]
     cost = left.pop("cost", {})
     priced = _renamed(cost, {"input": "input", "output": "output", "cache_read": "cached_input"})

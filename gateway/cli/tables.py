@@ -148,7 +148,7 @@ def models_view(snapshot: Snapshot, *, sources: bool = False) -> RenderableType:
 
 
 def _worker_rows(worker: WorkerRecord) -> Iterable[tuple[str, ...]]:
-    cores = f"{worker.reserved_cores} of {worker.cores}"
+    cores = f"{min(worker.reserved_cores, worker.cores)} of {worker.cores}"  # replicas share them
     first: tuple[str, ...] = (worker.name, worker.host, worker.state)
     last: tuple[str, ...] = (cores, str(len(worker.replicas)))
     for device in worker.devices:

@@ -7,7 +7,8 @@
 | tool_result | a message of its own, in the role tool, at its place |
 | thinking | the reasoning of the assistant message; an omitted one is read out of its signature |
 | redacted_thinking, and blocks of tools that Anthropic's servers ran | nothing: their text is not for others |
-| image, document with anything else | refused |
+| image | an image part of its user message or tool result |
+| document with anything else | refused |
 """
 
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from gateway.dialects import conversation, fields, opaque
 from gateway.dialects.anthropic_tools import Tools
 from gateway.dialects.fields import bad
+from gateway.dialects.images import Images, no_file, no_place
+from gateway.dialects.parameters import note_strangers
 from gateway.errors import NotSupported
 
 MAX_MESSAGES = 10_000
@@ -34,10 +37,26 @@ FOREIGN = (
     "container_upload",
 )
 _MESSAGE = frozenset(("role", "content"))
+_KNOWN = {  # of a block, by its type: what has an effect, or is known to need none
+    kind: frozenset(("type", "cache_control", *keys))
+    for kind, keys in {
+        "text": ("text", "citations"),
+        "image": ("source",),
+        "thinking": ("thinking", "signature"),
+        "redacted_thinking": ("data",),
+        "tool_use": ("id", "name", "input", "caller"),
+        "tool_result": ("tool_use_id", "content", "is_error"),
+        "tool_reference": ("tool_name",),
+        "search_result": ("title", "source", "content"),
+        "document": ("title", "context", "source"),
+    }.items()
+}
+_OF_ASSISTANT = ("thinking", "redacted_thinking", "tool_use")
+_SOURCE, _ADDRESS = frozenset(("type", "media_type", "data")), frozenset(("type", "url"))
 
 
 class Conversation:
-    """Reads the system prompt and the messages of a body; `messages`, `continues` and `dropped` are the result.
+    """Reads the system prompt and the messages of a body; `messages`, `images`, `continues` and `dropped` result.
 
     A list that ends with a message of the assistant is an answer that has begun.
     """
@@ -46,6 +65,7 @@ class Conversation:
         """Raises InvalidRequest or NotSupported naming the field."""
         self.messages: list[dict[str, Any]] = []
         self.dropped: list[str] = []  # paths of what has no effect
+        self.images = Images()
         self._tools = tools
         self._read_system(body.get("system"))
         given = fields.array(body, "messages", MAX_MESSAGES)
@@ -75,7 +95,7 @@ class Conversation:
         role = fields.string(message, "role", f"{where}.")
         if role not in ROLES:
             raise bad(f"{where}.role", f"must be one of {', '.join(ROLES)}", role if role is not None else "null")
-        self.dropped += [f"{where}.{key}" for key in message if key not in _MESSAGE and message[key] is not None]
+        note_strangers(message, f"{where}.", _MESSAGE, self.dropped)
         content, path = message.get("content"), f"{where}.content"
         if content is None:
             raise bad(path, "is required: a string or an array of blocks")
@@ -87,19 +107,19 @@ class Conversation:
             self._read_assistant(_blocks(content, path), path)
 
     def _read_user(self, blocks: list[Any], where: str) -> None:
-        texts: list[str] = []
+        parts: list[str | dict[str, Any]] = []
         num_before = len(self.messages)
         for index, block in enumerate(blocks):
             at = f"{where}[{index}]"
             if _kind(block, at) != "tool_result":
-                texts += self._texts(block, at)
+                parts += self._parts(block, at)
                 continue
-            if texts:
-                self.messages.append(conversation.user(conversation.joined(texts)))
-                texts = []
+            if parts:
+                self.messages.append(conversation.user(conversation.content(parts)))
+                parts = []
             self.messages.append(self._result(block, at))
-        if texts or len(self.messages) == num_before:
-            self.messages.append(conversation.user(conversation.joined(texts)))
+        if parts or len(self.messages) == num_before:
+            self.messages.append(conversation.user(conversation.content(parts)))
 
     def _read_assistant(self, blocks: list[Any], where: str) -> None:
         texts: list[str] = []
@@ -108,24 +128,59 @@ class Conversation:
         for index, block in enumerate(blocks):
             at = f"{where}[{index}]"
             kind = _kind(block, at)
+            if kind in _OF_ASSISTANT:
+                self._note(block, kind, at)
             if kind == "thinking":
                 thoughts += _thought(block, at)
             elif kind == "tool_use":
                 calls.append(_call(block, at))
+            elif kind == "image":
+                raise no_place(at, "assistant")
             elif kind != "redacted_thinking":
                 texts += self._texts(block, at)
         reasoning = "\n\n".join(thoughts) if thoughts else None
         self.messages.append(conversation.assistant(conversation.joined(texts), reasoning, calls))
 
     def _result(self, block: dict[str, Any], where: str) -> dict[str, Any]:
+        self._note(block, "tool_result", where)
         identifier = fields.string(block, "tool_use_id", f"{where}.")
         if not identifier:
             raise bad(f"{where}.tool_use_id", "is required")
-        content = block.get("content")
-        text = "" if content is None else self._text(content, f"{where}.content")
+        path = f"{where}.content"
+        given = block.get("content")
+        parts: list[str | dict[str, Any]] = []
+        for index, inner in enumerate([] if given is None else _blocks(given, path)):
+            parts += self._parts(inner, f"{path}[{index}]")
+        content = conversation.content(parts)
         if fields.boolean(block, "is_error", f"{where}."):
-            text = _as_error(text)
-        return conversation.result(identifier, text)
+            content = _as_error(content)
+        return conversation.result(identifier, content)
+
+    def _parts(self, block: object, where: str) -> list[str | dict[str, Any]]:
+        """The text of one block, or its image."""
+        if _kind(block, where) == "image":
+            assert isinstance(block, dict)
+            return [self._image(block, where)]
+        return [*self._texts(block, where)]
+
+    def _image(self, block: dict[str, Any], where: str) -> dict[str, Any]:
+        path = f"{where}.source"
+        source = fields.mapping(block, "source", f"{where}.")
+        if source is None:
+            raise bad(path, "is required: an object with type base64, media_type and data")
+        kind = fields.string(source, "type", f"{path}.")
+        self._note(block, "image", where)
+        if kind == "base64":
+            note_strangers(source, f"{path}.", _SOURCE, self.dropped)
+            return self.images.of_data(
+                source.get("data"), source.get("media_type"), f"{path}.data", f"{path}.media_type", where
+            )
+        if kind == "url":
+            note_strangers(source, f"{path}.", _ADDRESS, self.dropped)
+            return self.images.of_url(source.get("url"), f"{path}.url", where)
+        if kind == "file":
+            raise no_file(path)
+        raise bad(f"{path}.type", 'must be "base64"', kind)
 
     def _text(self, content: object, where: str) -> str:
         """The text of a string or of blocks that hold nothing else."""
@@ -134,9 +189,15 @@ class Conversation:
             texts += self._texts(block, f"{where}[{index}]")
         return conversation.joined(texts)
 
-    def _texts(self, block: dict[str, Any], where: str) -> list[str]:
+    def _texts(self, block: Any, where: str) -> list[str]:
         """The text of one block: none for a block that says nothing here."""
         kind = _kind(block, where)
+        if kind == "image":
+            raise no_place(where, "system")
+        if kind in FOREIGN:
+            self.dropped.append(where)
+            return []
+        self._note(block, kind, where)
         if kind == "text":
             text = fields.string(block, "text", f"{where}.")
             if text is None:
@@ -152,11 +213,23 @@ class Conversation:
             body = self._text(block.get("content") or [], f"{where}.content")
             return [conversation.joined([line for line in [*head, body] if line])]
         if kind == "document":
-            return [_document(block, where)]
-        if kind in FOREIGN:
-            self.dropped.append(where)
-            return []
+            return [self._document(block, where)]
         raise _refusal(kind, where)
+
+    def _document(self, block: dict[str, Any], where: str) -> str:
+        path = f"{where}.source."
+        source = fields.mapping(block, "source", f"{where}.") or {}
+        kind = fields.string(source, "type", path)
+        if kind != "text":
+            raise _refusal(f"document with a source of type {kind}", where)
+        note_strangers(source, path, _SOURCE, self.dropped)
+        head = [fields.string(block, key, f"{where}.") for key in ("title", "context")]
+        data = fields.string(source, "data", path)
+        return conversation.joined([line for line in [*head, data] if line])
+
+    def _note(self, block: dict[str, Any], kind: str, where: str) -> None:
+        if (known := _KNOWN.get(kind)) is not None:
+            note_strangers(block, f"{where}.", known, self.dropped)
 
 
 def _blocks(content: object, where: str) -> list[Any]:
@@ -206,22 +279,18 @@ def _call(block: dict[str, Any], where: str) -> dict[str, Any]:
     return conversation.call(identifier, name, arguments)
 
 
-def _document(block: dict[str, Any], where: str) -> str:
-    source = fields.mapping(block, "source", f"{where}.") or {}
-    kind = fields.string(source, "type", f"{where}.source.")
-    if kind != "text":
-        raise _refusal(f"document with a source of type {kind}", where)
-    head = [fields.string(block, key, f"{where}.") for key in ("title", "context")]
-    data = fields.string(source, "data", f"{where}.source.")
-    return conversation.joined([line for line in [*head, data] if line])
-
-
-def _as_error(text: str) -> str:
+def _as_error(content: conversation.Content) -> conversation.Content:
     """The normal form has no flag for a failure, so a text that does not say it says it now."""
+    if isinstance(content, list):
+        first = content[0]["text"] if content[0]["type"] == "text" else None
+        rest = content if first is None else content[1:]
+        text = _as_error(first or "")
+        return [{"type": "text", "text": text}, *rest]
+    text = content
     says_so = text.lstrip().lower().startswith(("error", "<tool_use_error>"))
     return text if says_so else f"Error: {text}" if text else "Error"
 
 
 def _refusal(kind: str, where: str) -> NotSupported:
-    what = "images" if kind == "image" else f"blocks of type {kind[:60]!r}"
-    return NotSupported(f"{where}: {what} are not supported: this model takes text only.", param=f"{where}.type")
+    what = f"blocks of type {kind[:60]!r}"
+    return NotSupported(f"{where}: {what} are not supported: send text and images.", param=f"{where}.type")

@@ -10,7 +10,7 @@ from gateway.dialects import anthropic_content, anthropic_errors, anthropic_tool
 from gateway.dialects.anthropic_answer import Stream, Whole, ping
 from gateway.dialects.fields import bad
 from gateway.dialects.openai_constraint import schema_constraint
-from gateway.dialects.parameters import Parameters, strangers
+from gateway.dialects.parameters import Parameters, note_strangers
 from gateway.errors import ApiError, NotSupported
 from gateway.request import InferenceRequest, Waiting
 from shared.messages import Constraint, Prompt, Sampling
@@ -62,11 +62,9 @@ PARAMETERS = Parameters(
 )
 
 
-_INNER = {
-    "thinking": ("type", "budget_tokens", "display"),
-    "output_config": ("effort", "format"),
-    "tool_choice": ("type", "name", "disable_parallel_tool_use"),
-}
+_THINKING, _OUTPUT = frozenset(("type", "display")), frozenset(("effort", "format"))
+_FORMAT = frozenset(("type", "schema", "name"))
+_DISPLAYS = (None, "omitted", "summarized")  # the last is what comes anyway, but whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +95,8 @@ def _read(body: dict[str, Any], max_tokens: int | None) -> InferenceRequest:
     tools = anthropic_tools.read(body)
     read = anthropic_content.Conversation(body, tools)
     choice, parallel = anthropic_tools.choose(body, tools)
-    template, budget, notes = _thinking(body)
-    constraint = _output(body, template)
+    template, budget, notes = _thinking(body, ignored)
+    constraint = _output(body, template, ignored)
     prompt = Prompt(
         messages=read.messages,
         tools=tools.listed,
@@ -117,12 +115,9 @@ def _read(body: dict[str, Any], max_tokens: int | None) -> InferenceRequest:
         include_usage=True,
         estimate_tokens=conversation.estimate_tokens(prompt),
         notes=notes,
-        ignored=tuple(ignored + _strangers(body) + tools.dropped + read.dropped),
+        images=tuple(read.images.places),
+        ignored=tuple(ignored + tools.dropped + read.dropped),
     )
-
-
-def _strangers(body: dict[str, Any]) -> list[str]:
-    return [path for key, known in _INNER.items() for path in strangers(body, key, known)]
 
 
 def _sampling(body: dict[str, Any], max_tokens: int | None, thinking_budget: int | None) -> Sampling:
@@ -142,16 +137,20 @@ def _sampling(body: dict[str, Any], max_tokens: int | None, thinking_budget: int
     )
 
 
-def _thinking(body: dict[str, Any]) -> tuple[dict[str, Any], int | None, Notes]:
+def _thinking(body: dict[str, Any], dropped: list[str]) -> tuple[dict[str, Any], int | None, Notes]:
     """(variables of the chat template, the most tokens of reasoning, notes).
 
-    Nothing given leaves the template to its own default.
+    Nothing given leaves the template to its own default. What has no effect is added to `dropped`.
     """
     thinking = fields.mapping(body, "thinking")
     if thinking is None:
         return {}, None, Notes()
     kind = fields.string(thinking, "type", "thinking.")
-    notes = Notes(fields.string(thinking, "display", "thinking.") == "omitted")
+    display = fields.string(thinking, "display", "thinking.")
+    notes = Notes(display == "omitted")
+    note_strangers(thinking, "thinking.", _THINKING | {"budget_tokens"} if kind == "enabled" else _THINKING, dropped)
+    if display not in _DISPLAYS:
+        dropped.append("thinking.display")
     budget = fields.count(thinking, "budget_tokens", "thinking.")
     if kind == "disabled":
         return {"enable_thinking": False}, None, notes
@@ -164,9 +163,13 @@ def _thinking(body: dict[str, Any]) -> tuple[dict[str, Any], int | None, Notes]:
     return {"enable_thinking": True, "thinking_budget": budget}, budget, notes
 
 
-def _output(body: dict[str, Any], template: dict[str, Any]) -> Constraint | None:
-    """The constraint that the output configuration means; its effort goes into the template's variables."""
+def _output(body: dict[str, Any], template: dict[str, Any], dropped: list[str]) -> Constraint | None:
+    """The constraint that the output configuration means; its effort goes into the template's variables.
+
+    What has no effect is added to `dropped`.
+    """
     config = fields.mapping(body, "output_config") or {}
+    note_strangers(config, "output_config.", _OUTPUT, dropped)
     effort = fields.string(config, "effort", "output_config.")
     if effort is not None:
         if effort not in EFFORTS:
@@ -176,6 +179,9 @@ def _output(body: dict[str, Any], template: dict[str, Any]) -> Constraint | None
         chosen = fields.mapping(parent, key, where.removesuffix(key))
         if chosen is None:
             continue
+        if key == "format" and body.get("output_format") is not None:
+            dropped.append("output_format")
+        note_strangers(chosen, f"{where}.", _FORMAT, dropped)
         kind = fields.string(chosen, "type", f"{where}.")
         if kind != "json_schema":
             raise NotSupported(

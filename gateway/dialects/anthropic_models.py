@@ -1,6 +1,6 @@
 """GET /v1/models and /v1/models/{id} in Anthropic's shape, chosen by the header ``anthropic-version``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,8 +51,31 @@ def entry(model: ModelInfo) -> dict[str, Any]:
     }
     if model.capabilities:
         value["features"] = model.capabilities
+        value["capabilities"] = _capabilities(model.capabilities)
     if model.cost:
         value["cost"] = model.cost
     if model.context_limit:
         value |= {"max_input_tokens": model.context_limit, "max_tokens": model.context_limit}
     return value
+
+
+def _capabilities(known: Mapping[str, bool]) -> dict[str, Any]:
+    """In Anthropic's words, which leave none out: what nobody here can do is not supported."""
+    reasons, no = _support(known.get("reasoning", False)), _support(False)
+    kinds = {"adaptive": reasons, "enabled": reasons, "disabled": _support(True), "between_tools": no}
+    return {
+        "batch": no,
+        "citations": no,
+        "code_execution": no,
+        "context_management": no,
+        "effort": {**reasons, **dict.fromkeys(("low", "medium", "high", "xhigh", "max"), reasons)},
+        "image_input": _support(known.get("vision", False)),
+        "pdf_input": no,
+        "server_tools": {**no, "code_execution": no, "web_search": no},
+        "structured_outputs": _support(True),
+        "thinking": {**reasons, "types": kinds},
+    }
+
+
+def _support(is_there: bool) -> dict[str, Any]:
+    return {"supported": is_there}

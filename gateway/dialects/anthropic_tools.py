@@ -14,6 +14,7 @@ import orjson
 
 from gateway.dialects import conversation, fields
 from gateway.dialects.fields import bad
+from gateway.dialects.parameters import note_strangers
 
 MAX_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -21,6 +22,7 @@ _WITHOUT_EFFECT = frozenset(  # of a tool; the rest of the unknown ones are told
     ("type", "cache_control", "eager_input_streaming", "allowed_callers", "input_examples")
 )
 _KNOWN = _WITHOUT_EFFECT | {"name", "description", "input_schema", "defer_loading", "strict"}
+_OF_CHOICE = frozenset(("type", "disable_parallel_tool_use"))
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ def choose(body: dict[str, Any], tools: Tools) -> tuple[str, bool]:
         return "auto", True
     where = "tool_choice."
     kind = fields.string(choice, "type", where)
+    note_strangers(choice, where, _OF_CHOICE | {"name"} if kind == "tool" else _OF_CHOICE, tools.dropped)
     parallel = not fields.boolean(choice, "disable_parallel_tool_use", where)
     if kind in ("auto", "none"):
         return kind, parallel
@@ -109,7 +112,7 @@ def _tool(tool: dict[str, Any], where: str, tools: Tools) -> dict[str, Any]:
     if schema is None:
         raise bad(f"{path}input_schema", "is required: a JSON schema of type object")
     fields.check_depth(schema, f"{path}input_schema")
-    tools.dropped += [path + key for key in tool if key not in _KNOWN and tool[key] is not None]
+    note_strangers(tool, path, _KNOWN, tools.dropped)
     return conversation.function(
         name, fields.string(tool, "description", path), schema, bool(fields.boolean(tool, "strict", path))
     )

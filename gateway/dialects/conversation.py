@@ -1,10 +1,12 @@
 """The one normal form of conversations, which every dialect builds: OpenAI's chat messages, calls and function tools.
 
 Equal prompts must become equal tokens whatever API they came by, so that they meet each other's cached prefix. So a
-content is one string, arguments are values, keys stand in one order, and what says nothing is left out.
+content is one string, or with images a list of text and image parts in which no two texts are neighbours; arguments are
+values, keys stand in one order, and what says nothing is left out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import orjson
@@ -13,6 +15,11 @@ from gateway.dialects import fields
 from shared.messages import Prompt
 
 PART_BREAK = "\n"  # between the text parts of one message
+IMAGE_BYTES_PER_TOKEN = 256  # of an image's file, when tokens are estimated
+MIN_IMAGE_TOKENS = 64
+MAX_IMAGE_TOKENS = 4096
+
+Content = str | list[dict[str, Any]]
 
 
 def joined(parts: Iterable[str]) -> str:
@@ -20,12 +27,26 @@ def joined(parts: Iterable[str]) -> str:
     return PART_BREAK.join(parts)
 
 
+def content(parts: Iterable[str | dict[str, Any]]) -> Content:
+    """The texts and image parts of one message as its content."""
+    given = list(parts)
+    if all(isinstance(part, str) for part in given):
+        return joined(part for part in given if isinstance(part, str))
+    made: list[dict[str, Any]] = []
+    for is_text, run in groupby(given, lambda part: isinstance(part, str)):
+        if not is_text:
+            made += [part for part in run if isinstance(part, dict)]
+        elif text := joined(part for part in run if isinstance(part, str)):
+            made.append({"type": "text", "text": text})
+    return made
+
+
 def system(content: str) -> dict[str, Any]:
     """A message of the operator."""
     return {"role": "system", "content": content}
 
 
-def user(content: str) -> dict[str, Any]:
+def user(content: Content) -> dict[str, Any]:
     """A message of the user."""
     return {"role": "user", "content": content}
 
@@ -45,7 +66,7 @@ def call(identifier: str, name: str, arguments: Any) -> dict[str, Any]:
     return {"id": identifier, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def result(call_id: str, content: str) -> dict[str, Any]:
+def result(call_id: str, content: Content) -> dict[str, Any]:
     """What a tool call came to."""
     return {"role": "tool", "content": content, "tool_call_id": call_id}
 
@@ -82,7 +103,37 @@ def estimate_tokens(prompt: Prompt) -> int:
     """How long a prompt is, roughly: for queues, never for limits."""
     length = len(orjson.dumps(prompt.tools)) if prompt.tools else 0
     for message in prompt.messages or ():
-        length += len(message["content"]) + 16
+        if isinstance(message["content"], str):
+            length += len(message["content"])
+        length += 16
         if "tool_calls" in message:
             length += len(orjson.dumps(message["tool_calls"]))
-    return length // 4
+    for part in _parts(prompt):
+        if part["type"] == "text":
+            length += len(part["text"])
+    return length // 4 + sum(image_tokens(one * 3 // 4) for one in image_lengths(prompt))
+
+
+def image_tokens(num_bytes: int) -> int:
+    """How many tokens an image file of this size takes, roughly: its pixels decide, and are not looked at."""
+    return min(max(num_bytes // IMAGE_BYTES_PER_TOKEN, MIN_IMAGE_TOKENS), MAX_IMAGE_TOKENS)
+
+
+def image_lengths(prompt: Prompt) -> list[int]:
+    """The characters of base64 of each image in a prompt."""
+    return [len(part["data"]) for part in _parts(prompt) if part["type"] == "image"]
+
+
+def image_paths(prompt: Prompt) -> Iterator[str]:
+    """Where the images stand in a prompt, in their order, as workers name them: ``messages[0].content[1]``."""
+    for index, message in enumerate(prompt.messages or ()):
+        if isinstance(message["content"], list):
+            for at, part in enumerate(message["content"]):
+                if part["type"] == "image":
+                    yield f"messages[{index}].content[{at}]"
+
+
+def _parts(prompt: Prompt) -> Iterator[dict[str, Any]]:
+    for message in prompt.messages or ():
+        if isinstance(message["content"], list):
+            yield from message["content"]

@@ -21,7 +21,7 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 PARAMETERS = Parameters(
     honoured={
         "model": "an id or an alias, as GET /v1/models lists them",
-        "messages": "text parts only; roles system, developer, user, assistant, tool, in any order",
+        "messages": "roles system, developer, user, assistant, tool, in any order; parts text and image_url, inline",
         "tools": "function tools",
         "tool_choice": "auto, none, required or a function by name; the last two are constrained decoding",
         "parallel_tool_calls": "false: at most one call in an answer",
@@ -63,8 +63,8 @@ PARAMETERS = Parameters(
         "guided_decoding_backend": "there is one",
     },
     refused={
-        "modalities": ((["text"],), 'only "text" is served'),
-        "audio": ((), "only text is served"),
+        "modalities": ((["text"],), 'answers are "text"'),
+        "audio": ((), "answers are text"),
         "web_search_options": ((), "there is no web search"),
         "guided_whitespace_pattern": ((), "use guided_grammar"),
         "min_tokens": ((0,), "use ignore_eos with max_tokens for a fixed length"),
@@ -88,12 +88,14 @@ def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
     """The request that a chat body means. Raises InvalidRequest or NotSupported naming the field."""
     ignored = PARAMETERS.check(body)
     model = model_of(body)
-    messages, dropped = chat_messages(body)
+    messages, dropped, images = chat_messages(body)
     stream, include_usage = streaming(body, dropped)
     legacy = openai_tools.is_legacy(body)
     tools = openai_tools.functions(body, dropped) if legacy else openai_tools.tools(body, dropped)
-    choice = openai_tools.function_call(body, tools) if legacy else openai_tools.tool_choice(body, tools)
+    read_choice = openai_tools.function_call if legacy else openai_tools.tool_choice
+    choice = read_choice(body, tools, dropped)
     parallel = fields.boolean(body, "parallel_tool_calls") is not False and not legacy
+    constraint = openai_constraint.constraint(body, dropped)
     prompt = Prompt(
         messages=messages,
         tools=tools,
@@ -112,7 +114,7 @@ def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
             logprobs=_logprobs(body),
             thinking_budget=fields.count(body, "thinking_budget"),
         ),
-        constraint=openai_constraint.constraint(body),
+        constraint=constraint,
         job_class=openai_sampling.job_class(body),
         metadata=openai_sampling.metadata(body),
         stream=stream,
@@ -120,6 +122,7 @@ def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
         include_thinking=headers.get("x-include-thinking", "").strip().lower() in ("1", "true", "yes"),
         estimate_tokens=conversation.estimate_tokens(prompt),
         notes=Notes(is_legacy=legacy),
+        images=tuple(images),
         ignored=tuple(ignored + dropped),
     )
 

@@ -98,7 +98,7 @@ def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
             logprobs=0 if wanted is None and made > n else wanted,
             num_choices=made,
         ),
-        constraint=openai_constraint.constraint(body),
+        constraint=openai_constraint.constraint(body, dropped),
         job_class=openai_sampling.job_class(body),
         metadata=openai_sampling.metadata(body),
         stream=stream,

@@ -10,6 +10,7 @@ import orjson
 
 from gateway.dialects import fields
 from gateway.dialects.fields import bad
+from gateway.dialects.parameters import note_strangers
 from gateway.errors import InvalidRequest, NotSupported
 from shared.messages import Constraint
 
@@ -29,10 +30,16 @@ HONOURED = {
 }
 
 
-def constraint(body: dict[str, Any]) -> Constraint | None:
-    """The constraint of a body. Raises InvalidRequest or NotSupported naming the field, also when there are two."""
+SCHEMA_FORMAT = frozenset(("name", "description", "strict", "schema"))  # but the schema, none changes anything
+
+
+def constraint(body: dict[str, Any], dropped: list[str]) -> Constraint | None:
+    """The constraint of a body. What has no effect is added to `dropped`.
+
+    Raises InvalidRequest or NotSupported naming the field, also when there are two.
+    """
     found: dict[str, Constraint] = {}
-    if (chosen := _response_format(body)) is not None:
+    if (chosen := _response_format(body, dropped)) is not None:
         found["response_format"] = chosen
     for name, kind in _TOP.items():
         if body.get(name) is not None and body[name] != "":
@@ -53,12 +60,13 @@ def constraint(body: dict[str, Any]) -> Constraint | None:
     return next(iter(found.values()), None)
 
 
-def _response_format(body: dict[str, Any]) -> Constraint | None:
+def _response_format(body: dict[str, Any], dropped: list[str]) -> Constraint | None:
     chosen = fields.mapping(body, "response_format")
     if chosen is None:
         return None
     where = "response_format."
     kind = fields.string(chosen, "type", where)
+    note_strangers(chosen, where, _OF_FORMAT.get(kind or "", _OF_TEXT), dropped)
     if kind == "text":
         return None
     if kind == "json_object":  # some servers take a schema beside it, and some clients send it so
@@ -69,6 +77,7 @@ def _response_format(body: dict[str, Any]) -> Constraint | None:
         if wrapper is None:
             raise bad(f"{where}json_schema", "is required with the type json_schema")
         where += "json_schema."
+        note_strangers(wrapper, where, SCHEMA_FORMAT, dropped)
         fields.string(wrapper, "name", where)
         fields.string(wrapper, "description", where)
         fields.boolean(wrapper, "strict", where)
@@ -128,6 +137,8 @@ def _choice(value: object, where: str) -> Constraint:
     return Constraint(kind="grammar", value="start: " + " | ".join(orjson.dumps(one).decode() for one in texts))
 
 
+_OF_TEXT = frozenset(("type",))
+_OF_FORMAT = {"json_object": frozenset(("type", "schema")), "json_schema": frozenset(("type", "json_schema"))}
 _KINDS = {"json": _json, "regex": _regex, "choice": _choice, "grammar": _grammar, "json_object": _json_object}
 _TOP = {
     "grammar": "grammar",

@@ -11,11 +11,11 @@ import orjson
 from gateway.dialect import Dialect, StreamWriter
 from gateway.dialects import conversation, fields, openai_responses_tools, openai_sampling
 from gateway.dialects.fields import bad
-from gateway.dialects.openai_constraint import schema_constraint
+from gateway.dialects.openai_constraint import SCHEMA_FORMAT, schema_constraint
 from gateway.dialects.openai_responses_answer import Notes, Stream, Whole, error_json, event_bytes
 from gateway.dialects.openai_responses_input import Input, Past
 from gateway.dialects.openai_responses_output import Form
-from gateway.dialects.parameters import Parameters, strangers
+from gateway.dialects.parameters import Parameters, note_strangers
 from gateway.errors import ApiError, NotSupported, to_json
 from gateway.request import InferenceRequest, Waiting
 from shared.messages import Constraint, Prompt
@@ -42,7 +42,7 @@ PARAMETERS = Parameters(
         "top_logprobs": f"0 to {openai_sampling.MAX_TOP_LOGPROBS}",
         "stream": "server-sent events",
         "store": "default true: the response can be fetched, and continued from, until it expires",
-        "background": "true: answered at once, to be fetched later; needs store, and no stream",
+        "background": "true: runs on without its client, to be fetched later, or streamed again; needs store",
         "metadata": "up to 16 pairs of strings, given back",
         "truncation": "auto leaves out the oldest items until the prompt fits; disabled: that is a 400",
         "service_tier": "flex and batch wait behind all other requests; every other tier is the one there is",
@@ -58,7 +58,7 @@ PARAMETERS = Parameters(
         "max_tool_calls": "counts tools that OpenAI's servers run, and there are none",
         "context_management": "conversations are taken as they are",
         "access_programs": "there is no such program",
-        "image": "only text is served",
+        "image": "images are made by nobody here; to show one, put it into the input",
     },
     refused={
         "conversation": ((), "send previous_response_id, or the items"),
@@ -70,7 +70,9 @@ PARAMETERS = Parameters(
 
 
 _REPEATED = ("input", "tools", "tool_choice", "text")  # in the answer, or in the store, with all that is in them
-_INNER = {"reasoning": ("effort", "summary", "generate_summary", "max_tokens"), "text": ("format",)}
+_REASONING = frozenset(("effort", "summary", "generate_summary", "max_tokens"))
+_TEXT, _PLAIN = frozenset(("format",)), frozenset(("type",))
+_SCHEMA = SCHEMA_FORMAT | {"type"}
 
 
 def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
@@ -90,7 +92,7 @@ def read(body: dict[str, Any], past: Past) -> InferenceRequest:
     choice = openai_responses_tools.choose(body, tools)
     given = Input(past)
     given.read(body)
-    template, reasoning = _reasoning(body)
+    template, reasoning = _reasoning(body, ignored)
     include = _include(body)
     parallel = fields.boolean(body, "parallel_tool_calls") is not False
     prompt = Prompt(
@@ -111,7 +113,7 @@ def read(body: dict[str, Any], past: Past) -> InferenceRequest:
         logprobs=(top or 0) if has_logprobs else None,
         thinking_budget=fields.count(body.get("reasoning") or {}, "max_tokens", "reasoning."),
     )
-    form, constraint = _text(body)
+    form, constraint = _text(body, ignored)
     stream, stored, background = _delivery(body)
     metadata = openai_sampling.metadata(body)
     echo = {
@@ -151,12 +153,9 @@ def read(body: dict[str, Any], past: Past) -> InferenceRequest:
             is_stored=stored,
             is_background=background,
         ),
-        ignored=tuple(ignored + _strangers(body) + tools.dropped + given.dropped),
+        images=tuple(given.images.places),
+        ignored=tuple(ignored + tools.dropped + given.dropped),
     )
-
-
-def _strangers(body: dict[str, Any]) -> list[str]:
-    return [path for key, known in _INNER.items() for path in strangers(body, key, known)]
 
 
 def _delivery(body: dict[str, Any]) -> tuple[bool, bool, bool]:
@@ -166,10 +165,6 @@ def _delivery(body: dict[str, Any]) -> tuple[bool, bool, bool]:
     background = bool(fields.boolean(body, "background"))
     if background and not stored:
         raise bad("background", "needs store: the answer is fetched from there")
-    if background and stream:
-        raise NotSupported(
-            "background responses are not streamed: fetch the response until its status is final.", param="stream"
-        )
     return stream, stored, background
 
 
@@ -186,9 +181,10 @@ def _include(body: dict[str, Any]) -> set[str]:
     return {fields.text(one, f"include[{index}]") for index, one in enumerate(given)}
 
 
-def _reasoning(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(variables of the chat template, what the answer repeats)."""
+def _reasoning(body: dict[str, Any], dropped: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(variables of the chat template, what the answer repeats). What has no effect is added to `dropped`."""
     reasoning = fields.mapping(body, "reasoning") or {}
+    note_strangers(reasoning, "reasoning.", _REASONING, dropped)
     effort = fields.string(reasoning, "effort", "reasoning.")
     summary = fields.string(reasoning, "summary", "reasoning.")
     summary = summary or fields.string(reasoning, "generate_summary", "reasoning.")
@@ -200,12 +196,14 @@ def _reasoning(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return variables, {"effort": effort, "summary": summary}
 
 
-def _text(body: dict[str, Any]) -> tuple[dict[str, Any], Constraint | None]:
-    """(the format, the constraint that it means)."""
+def _text(body: dict[str, Any], dropped: list[str]) -> tuple[dict[str, Any], Constraint | None]:
+    """(the format, the constraint that it means). What has no effect is added to `dropped`."""
     text = fields.mapping(body, "text") or {}
+    note_strangers(text, "text.", _TEXT, dropped)
     form = fields.mapping(text, "format", "text.") or {"type": "text"}
     where = "text.format."
     kind = fields.string(form, "type", where)
+    note_strangers(form, where, _SCHEMA if kind == "json_schema" else _PLAIN, dropped)
     if kind == "text":
         return form, None
     if kind == "json_object":

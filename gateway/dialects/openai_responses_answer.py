@@ -78,9 +78,27 @@ class Stream:
         self._id = identifier
         self._created = created
         self._number = 0  # of the next event
+        self._is_queued = False
         self._output = Output(request.notes.form, identifier.removeprefix("resp_"))
         self._place: tuple[str, int] | None = None  # that the text head was made for
         self._text_head = self._text_middle = b""
+
+    @property
+    def number(self) -> int:
+        """The sequence number of the next event."""
+        return self._number
+
+    def queue(self) -> bytes:
+        """The first events of a response that is answered before it begins."""
+        self._is_queued = True
+        snapshot = {"response": skeleton(self._request, self._id, self._created, "queued")}
+        return self._event("created", snapshot) + self._event("queued", snapshot)
+
+    def cancel(self) -> bytes:
+        """The last events of a response that was cancelled: as one that stays incomplete, for there is no other."""
+        data = self._events(list(self._output.close(is_whole=False)))
+        response = skeleton(self._request, self._id, self._created, "cancelled") | {"output": self._output.items}
+        return data + self._end(response)
 
     def write(self, event: Event) -> bytes:
         """The bytes of an event."""
@@ -99,6 +117,9 @@ class Stream:
         return b""
 
     def _open(self) -> bytes:
+        if self._is_queued:
+            self._is_queued = False
+            return self._event("in_progress", self._snapshot())
         if self._number:
             return b""
         return self._event("created", self._snapshot()) + self._event("in_progress", self._snapshot())
@@ -139,14 +160,17 @@ class Stream:
     def _end(self, response: dict[str, Any]) -> bytes:
         self.has_ended = True
         self.response = response
-        return self._event(response["status"], {"response": response})
+        return ending(response, self._take_number())
 
     def _events(self, steps: list[Step]) -> bytes:
         return b"".join([self._event(kind, fields) for kind, fields in steps])
 
     def _event(self, kind: str, fields: dict[str, Any]) -> bytes:
+        return event_bytes(f"response.{kind}", {"sequence_number": self._take_number(), **fields})
+
+    def _take_number(self) -> int:
         number, self._number = self._number, self._number + 1
-        return event_bytes(f"response.{kind}", {"sequence_number": number, **fields})
+        return number
 
 
 class Whole:
@@ -171,6 +195,12 @@ class Whole:
             pass
         self.response = _ended(self._request, self._id, self._created, self._output, end)
         return orjson.dumps(self.response)
+
+
+def ending(response: dict[str, Any], number: int) -> bytes:
+    """The last event of a stream, of a response that is final."""
+    kind = {"cancelled": "incomplete"}.get(response["status"], response["status"])
+    return event_bytes(f"response.{kind}", {"sequence_number": number, "response": response})
 
 
 def event_bytes(kind: str, fields: dict[str, Any]) -> bytes:

@@ -15,11 +15,19 @@ from typing import Any, Literal
 from gateway.dialects import conversation, fields
 from gateway.dialects.fields import bad
 from gateway.dialects.openai_constraint import MAX_GRAMMAR
+from gateway.dialects.parameters import note_strangers
 from gateway.errors import NotSupported
 from shared.messages import Constraint
 
 MAX_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_KNOWN = {  # of a tool, by its type
+    "function": frozenset(("type", "name", "description", "parameters", "strict")),
+    "custom": frozenset(("type", "name", "description", "format")),
+    "namespace": frozenset(("type", "name", "description", "tools")),
+}
+_GRAMMAR, _FREE = frozenset(("type", "syntax", "definition")), frozenset(("type",))
+_NAMED, _ALLOWED = frozenset(("type", "name", "namespace")), frozenset(("type", "mode", "tools"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ def read(body: dict[str, Any]) -> Tools:
         else:
             tools.dropped.append(where)
             continue
+        note_strangers(tool, f"{where}.", _KNOWN[kind], tools.dropped)
         tools.echo.append(_echo(tool))
     return tools
 
@@ -85,6 +94,7 @@ def choose(body: dict[str, Any], tools: Tools) -> str:
             f"tool_choice.type {(kind or 'null')[:40]!r} is not supported: use function, custom or allowed_tools.",
             param="tool_choice.type",
         )
+    note_strangers(choice, "tool_choice.", _ALLOWED, tools.dropped)
     mode = fields.string(choice, "mode", "tool_choice.") or "auto"
     if mode not in ("auto", "required"):
         raise bad("tool_choice.mode", 'must be "auto" or "required"', mode)
@@ -95,6 +105,8 @@ def choose(body: dict[str, Any], tools: Tools) -> str:
             raise bad(where, "must be an object", one)
         if one.get("type") in ("function", "custom"):
             allowed.add(_known(one, where, tools))
+        else:
+            tools.dropped.append(where)
     tools.listed = [tool for tool in tools.listed if tool["function"]["name"] in allowed]
     return _required(tools) if mode == "required" else "auto"
 
@@ -106,6 +118,7 @@ def _required(tools: Tools) -> str:
 
 
 def _known(choice: dict[str, Any], where: str, tools: Tools) -> str:
+    note_strangers(choice, f"{where}.", _NAMED, tools.dropped)
     name = fields.string(choice, "name", f"{where}.")
     if name is None:
         raise bad(f"{where}.name", "is required")
@@ -122,6 +135,7 @@ def _namespace(tool: dict[str, Any], where: str, tools: Tools) -> None:
         if not isinstance(inner, dict):
             raise bad(path, "must be an object", inner)
         if inner.get("type") in ("function", "custom"):
+            note_strangers(inner, f"{path}.", _KNOWN[inner["type"]], tools.dropped)
             _add(inner, path, tools, namespace)
         else:
             tools.dropped.append(path)
@@ -136,7 +150,7 @@ def _add(tool: dict[str, Any], where: str, tools: Tools, namespace: str | None) 
     description = fields.string(tool, "description", path)
     if tool["type"] == "custom":
         tools.named[flat] = Named("custom", name, namespace)
-        form = _form(fields.mapping(tool, "format", path) or {}, f"{path}format.")
+        form = _form(fields.mapping(tool, "format", path) or {}, f"{path}format.", tools.dropped)
         if form is not None:
             tools.freeform[flat] = form
         tools.listed.append(_freeform(flat, description, form))
@@ -149,9 +163,10 @@ def _add(tool: dict[str, Any], where: str, tools: Tools, namespace: str | None) 
     tools.listed.append(conversation.function(flat, description, parameters, strict))
 
 
-def _form(form: dict[str, Any], where: str) -> Constraint | None:
+def _form(form: dict[str, Any], where: str, dropped: list[str]) -> Constraint | None:
     """What the text of a custom tool must match; None: it is free. Raises InvalidRequest naming the field."""
     kind = fields.string(form, "type", where)
+    note_strangers(form, where, _GRAMMAR if kind == "grammar" else _FREE, dropped)
     if kind in (None, "text"):
         return None
     if kind != "grammar":

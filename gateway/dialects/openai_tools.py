@@ -5,13 +5,15 @@ from typing import Any
 
 from gateway.dialects import conversation, fields
 from gateway.dialects.fields import bad
+from gateway.dialects.parameters import note_strangers
 from gateway.errors import InvalidRequest, NotSupported
 
 MAX_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-
-
-_OF_FUNCTIONS = frozenset(("name", "description", "parameters", "strict"))
+_OF_TOOLS = frozenset(("type", "function", "cache_control"))
+_OF_FUNCTIONS = frozenset(("name", "description", "parameters", "strict", "cache_control"))
+_OF_CHOICE, _OF_NAMED = frozenset(("type", "function")), frozenset(("name",))
+_UNUSED = (None, "auto")  # values of a choice that say nothing
 
 
 def tools(body: dict[str, Any], dropped: list[str]) -> list[dict[str, Any]]:
@@ -47,23 +49,30 @@ def functions(body: dict[str, Any], dropped: list[str]) -> list[dict[str, Any]]:
     return _unique(checked, "functions[{}].name")
 
 
-def function_call(body: dict[str, Any], given: list[dict[str, Any]]) -> str:
+def function_call(body: dict[str, Any], given: list[dict[str, Any]], dropped: list[str]) -> str:
     """As `tool_choice`, of the older `function_call`."""
+    dropped += [
+        name
+        for name, unused in (("tool_choice", _UNUSED), ("parallel_tool_calls", (None, False)))
+        if body.get(name) not in unused
+    ]  # words that go with tools
     choice = body.get("function_call")
     if choice is None or choice in ("auto", "none"):
         return choice or "auto"
     if not isinstance(choice, dict):
         raise bad("function_call", 'must be "auto", "none" or an object that names a function', choice)
-    return _known(choice, "function_call.", {tool["function"]["name"] for tool in given})
+    return _known(choice, "function_call.", {tool["function"]["name"] for tool in given}, dropped)
 
 
-def tool_choice(body: dict[str, Any], given: list[dict[str, Any]]) -> str:
-    """auto, none, required, or =<name>, as `Prompt.tool_choice` has it."""
+def tool_choice(body: dict[str, Any], given: list[dict[str, Any]], dropped: list[str]) -> str:
+    """auto, none, required, or =<name>, as `Prompt.tool_choice` has it. What has no effect is added to `dropped`."""
+    if body.get("function_call") not in _UNUSED:
+        dropped.append("function_call")  # there are no functions that it could be about
     choice = body.get("tool_choice")
     if choice is None or choice in ("auto", "none"):
         return choice or "auto"
     if isinstance(choice, dict):
-        choice = _named(choice, {tool["function"]["name"] for tool in given})
+        choice = _named(choice, {tool["function"]["name"] for tool in given}, dropped)
     elif choice != "required":
         raise bad("tool_choice", 'must be "auto", "none", "required" or an object that names a function', choice)
     if not given:
@@ -71,17 +80,19 @@ def tool_choice(body: dict[str, Any], given: list[dict[str, Any]]) -> str:
     return str(choice)
 
 
-def _named(choice: dict[str, Any], names: set[str]) -> str:
+def _named(choice: dict[str, Any], names: set[str], dropped: list[str]) -> str:
     kind = fields.string(choice, "type", "tool_choice.")
     if kind != "function":
         raise NotSupported(
             f'tool_choice.type {(kind or "null")[:40]!r} is not supported: use "function".', param="tool_choice.type"
         )
     function = fields.mapping(choice, "function", "tool_choice.") or {}
-    return _known(function, "tool_choice.function.", names)
+    note_strangers(choice, "tool_choice.", _OF_CHOICE, dropped)
+    return _known(function, "tool_choice.function.", names, dropped)
 
 
-def _known(named: dict[str, Any], path: str, names: set[str]) -> str:
+def _known(named: dict[str, Any], path: str, names: set[str], dropped: list[str]) -> str:
+    note_strangers(named, path, _OF_NAMED, dropped)
     name = fields.string(named, "name", path)
     if name is None:
         raise bad(f"{path}name", "is required")
@@ -109,7 +120,7 @@ def _tool(tool: object, where: str, dropped: list[str]) -> dict[str, Any]:
     function = fields.mapping(tool, "function", f"{where}.")
     if function is None:
         raise bad(f"{where}.function", "is required")
-    dropped += [f"{where}.{key}" for key in tool if key not in ("type", "function") and tool[key] is not None]
+    note_strangers(tool, f"{where}.", _OF_TOOLS, dropped)
     return _function(function, f"{where}.function.", dropped)
 
 
@@ -122,5 +133,5 @@ def _function(function: dict[str, Any], path: str, dropped: list[str]) -> dict[s
     strict = bool(fields.boolean(function, "strict", path))
     if parameters is not None:
         fields.check_depth(parameters, f"{path}parameters")
-    dropped += [path + key for key in function if key not in _OF_FUNCTIONS and function[key] is not None]
+    note_strangers(function, path, _OF_FUNCTIONS, dropped)
     return conversation.function(name, description, parameters, strict)

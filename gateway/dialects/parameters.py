@@ -4,7 +4,7 @@ A name in none of the three lists is unknown: it is ignored as well, because cli
 holds, and it comes back in the header ``x-plexus-ignored`` with those that are ignored on purpose.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,9 +30,7 @@ class Parameters:
         return [name for name in body if name not in self.honoured and name not in self.refused]
 
 
-def strangers(body: Mapping[str, Any], key: str, known: Collection[str]) -> list[str]:
-    """The paths in the object `key` of a body that have no effect, for the header as well."""
-    value = body.get(key)
-    if not isinstance(value, dict):
-        return []
-    return [f"{key}.{name}" for name in value if name not in known and value[name] is not None]
+def note_strangers(value: Mapping[str, Any], path: str, known: Set[str], dropped: list[str]) -> None:
+    """Add the paths of those keys of an object inside a body that have no effect, for the header as well."""
+    if not value.keys() <= known:
+        dropped += [path + key for key in value if key not in known and value[key] is not None]

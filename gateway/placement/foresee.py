@@ -1,5 +1,6 @@
 """What the planner says of a model, and what it would do if something happened. Pure, and nothing is done."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
@@ -10,7 +11,7 @@ from gateway.placement.memory import Books
 from gateway.placement.planner import Plan, plan
 from gateway.placement.view import View
 from shared.messages import Candidate, Explained, Foreseen, WhatIf
-from shared.records import DrainRecord, IntentRecord, ReplicaRecord, WorkerRecord
+from shared.records import AssignmentRecord, DrainRecord, IntentRecord, ReplicaRecord, WorkerRecord
 
 MAX_ROUNDS = 24
 LOAD_S = 1.0  # how long a load takes in what is foreseen, where none was measured
@@ -151,15 +152,17 @@ def advance(view: View, decided: Plan) -> View | None:
         view,
         wants=wants,
         replicas=replicas,
-        workers={name: _with_free(view, name, replicas) for name in view.workers},
+        workers={name: _having_followed(view, name, replicas, wants) for name in view.workers},
         asked={model: since for model, since in view.asked.items() if model not in loaded},
         backlog={model: one for model, one in view.backlog.items() if model not in loaded},
         now=now,
     )
 
 
-def _with_free(view: View, name: str, replicas: dict[str, ReplicaRecord]) -> WorkerRecord:
-    """The worker with its devices' memory as it would be reported."""
+def _having_followed(
+    view: View, name: str, replicas: dict[str, ReplicaRecord], wants: Mapping[str, AssignmentRecord]
+) -> WorkerRecord:
+    """The worker with its devices' memory as it would be reported, once it did what it was told."""
     worker = view.workers[name]
 
     def held(device: str, among: list[ReplicaRecord]) -> int:
@@ -169,4 +172,5 @@ def _with_free(view: View, name: str, replicas: dict[str, ReplicaRecord]) -> Wor
     for device in worker.devices:
         change = held(device.id, list(view.replicas.values())) - held(device.id, list(replicas.values()))
         devices.append(msgspec.structs.replace(device, free_bytes=max(0, device.free_bytes + change)))
-    return msgspec.structs.replace(worker, devices=devices)
+    followed = max(worker.generation, wants[name].generation if name in wants else 0)
+    return msgspec.structs.replace(worker, devices=devices, generation=followed)

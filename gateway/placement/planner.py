@@ -31,6 +31,7 @@ from gateway.placement.memory import need
 from gateway.placement.search import Room, Search
 from gateway.placement.standing import standing
 from gateway.placement.view import View, variant
+from shared import sources
 from shared.records import AssignmentRecord, ModelRecord
 
 __all__ = ["Decision", "Plan", "Verdict", "View", "plan"]
@@ -264,12 +265,22 @@ def _nowhere(draft: Draft, model: ModelRecord, found: Search) -> Verdict:
         return Verdict("waiting", f"none of the workers it may run on is there: {', '.join(absent)}")
     if small and len(small) == len(allowed) and view.is_settled and not absent:
         largest = max((site.device.total_bytes for site in draft.books.sites.values()), default=0)
+        if all(name in found.strange for name in small):
+            return Verdict("cannot_fit", _no_mirror(view, model, found))
         reason = "; ".join(dict.fromkeys(small.values()))
         least = need(view, model, next(iter(small))).minimum_bytes
         return Verdict("cannot_fit", reason, {"needs_bytes": least, "devices": model.devices, "largest_bytes": largest})
     held = len(_counted(draft, model.id))
     why = "; ".join(dict.fromkeys([*found.too_small.values(), *found.barred.values()]))
     return Verdict("waiting", f"no further worker can take it ({held} of {_target(draft, model)} placed): {why}")
+
+
+def _no_mirror(view: View, model: ModelRecord, found: Search) -> str:
+    """No worker that may run it knows where to fetch it from."""
+    known = {name for worker in found.strange for name in view.workers[worker].mirrors}
+    if missing := sources.missing(model.source, model.options, known):
+        return f"no worker{' that may run it' if model.workers else ''} knows {missing} of its source"
+    return "; ".join(found.strange.values())
 
 
 def _inputs(found: Search) -> dict[str, int | str]:

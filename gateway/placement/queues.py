@@ -1,6 +1,12 @@
 """How many jobs wait for each model, and since when, from JetStream's own account of the queue."""
 
+import base64
 import datetime
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
 
 from gateway.placement.view import Backlog
 from shared import names
@@ -53,7 +59,7 @@ class Queues:
                 return found
 
     async def _age(self, consumer: str, subject: str, delivered: int, pending: int) -> float:
-        """When the first job that waits was published, in unix seconds; 0 when there is none."""
+        """From when on the first job that waits does so, in unix seconds; 0 when there is none."""
         if not pending:
             return 0.0
         known = self._ages.get(consumer)
@@ -64,11 +70,24 @@ class Queues:
             answer = await self._bus.api(f"STREAM.MSG.GET.{names.JOBS}", request)
         except ApiError:
             return 0.0  # it was taken or taken back meanwhile
-        at = _seconds(str(answer["message"]["time"]))
+        at = _seconds(str(answer["message"]["time"])) - _held_s(answer["message"])
         if len(self._ages) >= MAX_KNOWN:
             self._ages.clear()
         self._ages[consumer] = (delivered, at)
         return at
+
+
+class _Held(msgspec.Struct):
+    held_s: float = 0.0
+
+
+def _held_s(message: Mapping[str, Any]) -> float:
+    """How long the job waited at its gateway before it was published; 0 for what is no job."""
+    try:
+        job = msgspec.json.decode(base64.b64decode(message.get("data", "")), type=_Held)
+    except ValueError:
+        return 0.0
+    return max(0.0, job.held_s) if math.isfinite(job.held_s) else 0.0
 
 
 def _seconds(text: str) -> float:

@@ -9,6 +9,7 @@ rule taken out: the tests do so with each of them, and a scenario must fail for 
 
 from gateway.placement.memory import Need, Site
 from gateway.placement.view import Backlog, View
+from shared import sources
 from shared.records import ModelRecord, ReplicaRecord, WorkerRecord
 
 MAX_RAISES = 3  # so often others are displaced for a model that took more than was thought
@@ -125,6 +126,12 @@ def has_too_few_devices(model: ModelRecord, worker: WorkerRecord) -> str:
     if len(worker.devices) >= model.devices:
         return ""
     return f"{worker.name} has {len(worker.devices)} of the {model.devices} devices that it takes"
+
+
+def lacks_mirror(model: ModelRecord, worker: WorkerRecord) -> str:
+    """Its settings do not define the hub that the model's source names: it could not be fetched there."""
+    missing = sources.missing(model.source, model.options, worker.mirrors)
+    return f"{worker.name} does not know {missing}" if missing else ""
 
 
 def is_too_small(model: ModelRecord, wanted: Need, site: Site) -> str:

@@ -47,6 +47,7 @@ class Search:
 
     candidates: list[Candidate] = field(default_factory=list)
     too_small: dict[str, str] = field(default_factory=dict)  # by worker: could never
+    strange: dict[str, str] = field(default_factory=dict)  # those of them that do not know where to fetch it from
     barred: dict[str, str] = field(default_factory=dict)  # by worker: may not, or not now
 
 
@@ -64,6 +65,9 @@ def survey(draft: Draft, model: ModelRecord) -> Search:
         sites = draft.books.of_worker(name)
         small = [(site, rules.is_too_small(model, wanted, site)) for site in sites]
         fitting = [site for site, objection in small if not objection]
+        if objection := rules.lacks_mirror(model, worker):
+            found.too_small[name] = found.strange[name] = objection
+            continue
         if objection := rules.has_too_few_devices(model, worker):
             found.too_small[name] = objection
             continue

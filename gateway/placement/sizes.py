@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from gateway.placement import rules
 from gateway.placement.view import Size, View, variant
 from gateway.tasks import Tasks
 from shared import log as logs
@@ -81,19 +82,20 @@ class Sizes:
         if key not in self._asking:
             kinds = {device.kind for worker in view.workers.values() for device in worker.devices}
             self._asking[key] = asyncio.Event()
-            self._tasks.spawn(self._ask(key, model, "cuda" if "cuda" in kinds else "cpu"), "placement.size")
+            kind = "cuda" if "cuda" in kinds else "cpu"
+            self._tasks.spawn(self._ask(key, model, kind, _subjects(view, model)), "placement.size")
         return self._asking[key]
 
     def _is_open(self, key: _Key) -> bool:
         return key not in self._known and self._silent.get(key, 0.0) < time.monotonic()
 
-    async def _ask(self, key: _Key, model: ModelRecord, kind: str) -> None:
+    async def _ask(self, key: _Key, model: ModelRecord, kind: str, subjects: list[str]) -> None:
         if len(self._known) + len(self._silent) >= MAX_KNOWN:
             self._known.clear()
             self._silent.clear()
         size: Size | None = None
         try:
-            size = await self._answer(model, kind)
+            size = await self._answer(model, kind, subjects)
         finally:
             if size is not None:
                 self._known[key] = size
@@ -103,23 +105,38 @@ class Sizes:
             self._asking.pop(key).set()
             self._changed()
 
-    async def _answer(self, model: ModelRecord, kind: str) -> Size | None:
+    async def _answer(self, model: ModelRecord, kind: str, subjects: list[str]) -> Size | None:
         request = encode(Estimate(model, "cuda" if kind == "cuda" else "cpu"))
-        try:
-            for _ in range(TRIES):  # whoever answers may lack what others have: the directory, the mirror, a token
-                answer = _decode(await self._bus.request(names.ESTIMATE, request, timeout_s=ASK_S))
-                if not answer.error:
-                    break
-        except NoResponders:
-            return None  # no worker here tells sizes
-        except (BusError, msgspec.MsgspecError) as error:
-            log.warning("estimate.unheard", model=model.id, error=str(error))
+        answer: Estimated | None = None
+        for subject in subjects:  # whoever answers may lack what others have: the directory, a token
+            try:
+                answer = _decode(await self._bus.request(subject, request, timeout_s=ASK_S))
+            except NoResponders:
+                continue  # it tells no sizes
+            except (BusError, msgspec.MsgspecError) as error:
+                log.warning("estimate.unheard", model=model.id, error=str(error))
+                return None
+            if not answer.error:
+                break
+        if answer is None:
             return None
         if answer.error or not answer.minimum_bytes:
             log.warning("estimate.none", model=model.id, reason=answer.error)
             return None
         least = answer.minimum_bytes
         return Size(minimum_bytes=least, wanted_bytes=max(answer.wanted_bytes, least))
+
+
+def _subjects(view: View, model: ModelRecord) -> list[str]:
+    """Whom to ask, one after another: any worker, or where not all may run it or know its mirror, those that do."""
+    able = [
+        name
+        for name, worker in sorted(view.workers.items())
+        if not rules.is_barred(view, model, name) and not rules.lacks_mirror(model, worker)
+    ]
+    is_special = 0 < len(able) < len(view.workers)
+    chosen = [names.worker_estimate(name) for name in able[: TRIES - 1]] if is_special else []
+    return chosen + [names.ESTIMATE] * (TRIES - len(chosen))
 
 
 def _key(model: ModelRecord) -> _Key:

@@ -8,14 +8,17 @@ import orjson
 from starlette.types import Receive, Send
 
 from gateway import body as bodies
-from gateway import errors
+from gateway import errors, sse
 from gateway.dialect import Dialect, StreamWriter, WholeWriter
 from gateway.dialects import openai_responses
-from gateway.dialects.openai_responses_answer import Stream, Whole, failed, skeleton
+from gateway.dialects.openai_responses_answer import Stream, Whole
 from gateway.exchange import Exchange, Services, ignored_header
-from gateway.request import Broken, Finished, InferenceRequest, Opened
+from gateway.request import InferenceRequest
 from gateway.responses.background import Background
-from gateway.responses.store import Stored
+from gateway.responses.follow import follow, send_stream
+from gateway.responses.recorder import Recorder
+from gateway.responses.store import Owned, Stored
+from gateway.responses.work import Work
 from gateway.streams import Reader
 from shared import log as logs
 
@@ -44,51 +47,37 @@ class ResponsesExchange(Exchange):
         if not request.notes.is_background:
             await super()._serve(request, receive, send)
             return
-        created = int(time.time())
-        response = skeleton(request, self._identifier, created, "queued")
-        await self._background.store.put(self._record(request, response))
-        self._background.add(self._identifier, super()._cancel)
+        background, created = self._background, int(time.time())
+        record = self._record(request, {"id": self._identifier}, has_events=request.stream)
+        recorder = Recorder(background.events, self._identifier) if request.stream else None
+        work = Work(request, self._identifier, created, Owned(background.store, record), recorder)
+        background.add(self._identifier, super()._cancel)
+        try:
+            await work.begin()
+        except BaseException:
+            background.remove(self._identifier)
+            raise
+        response = record.response
         self._is_alone = True
-        self._background.tasks.spawn(self._work(request, created), "responses.background")
+        background.tasks.spawn(self._work(request, work), "responses.background")
+        if recorder is not None:
+            background.tasks.spawn(recorder.run(), "responses.recorder")
+            headers = [*sse.HEADERS, *ignored_header(request)]
+            await send_stream(follow(background, record), self._start(headers), receive, send)
+            return
         data = orjson.dumps(response)
         headers = [(b"content-type", errors.MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(data))]
         await send(self._start([*headers, *ignored_header(request)]))
         await send({"type": "http.response.body", "body": data})
 
-    async def _work(self, request: InferenceRequest, created: int) -> None:
-        """The job to its end, without a client. Whatever happens, the stored response becomes final."""
-        response = skeleton(request, self._identifier, created, "cancelled")
+    async def _work(self, request: InferenceRequest, work: Work) -> None:
+        """The job to its end, without a client."""
         error: errors.ApiError | None = None
         try:
-            response = await self._result(request, created) or response
-        except errors.ApiError as problem:
-            error = problem
-            response = failed(request, self._identifier, created, problem)
-        except Exception:
-            log.exception("request.crashed", job=self._job, model=request.model)
-            error = errors.InternalError()
-            response = failed(request, self._identifier, created, error)
+            error = await work.run(Reader(self._flights[0]), super()._cancel, self._timed)
         finally:
-            super()._cancel()
-            await self._keep(request, response)
             self._background.remove(self._identifier)
             super()._account(request.model, error, time.monotonic() - self._arrived)
-
-    async def _result(self, request: InferenceRequest, created: int) -> dict[str, Any] | None:
-        """The response; None when it was cancelled. Raises ApiError."""
-        writer = Whole(request, self._identifier, created)
-        reader = Reader(self._flights[0])
-        while events := await reader.events():
-            for event in events:
-                if isinstance(event, Broken):
-                    raise event.error
-                if isinstance(event, Finished):
-                    writer.body(event)
-                    return writer.response
-                if isinstance(event, Opened):
-                    await self._keep(request, skeleton(request, self._identifier, created, "in_progress"))
-                writer.add(event)
-        return None
 
     async def _settle(self, request: InferenceRequest, writer: StreamWriter | WholeWriter) -> None:
         """A follower may come as soon as the client has the end: it must find this response."""
@@ -102,12 +91,13 @@ class ResponsesExchange(Exchange):
         except errors.ApiError as error:
             log.warning("response.not_stored", job=self._job, model=request.model, error=error.message)
 
-    def _record(self, request: InferenceRequest, response: dict[str, Any]) -> Stored:
+    def _record(self, request: InferenceRequest, response: dict[str, Any], *, has_events: bool = False) -> Stored:
         items = [
             item if isinstance(item.get("id"), str) else {"id": f"msg_{self._job}_i{index}", **item}
             for index, item in enumerate(request.notes.items)
         ]
-        return Stored(response=response, items=items, past=request.notes.past, gateway=self._background.gateway_id)
+        notes, gateway = request.notes, self._background.gateway_id
+        return Stored(response=response, items=items, past=notes.past, gateway=gateway, has_events=has_events)
 
     @property
     def _identifier(self) -> str:

@@ -16,7 +16,7 @@ from gateway.errors import ApiError, InvalidRequest, NotFound, Unavailable
 from shared import log as logs
 from shared import names
 from shared.bus import Bus
-from shared.errors import BusError
+from shared.errors import BusError, WrongRevision
 from shared.kv import Bucket
 
 MAX_REFERENCED = 64  # responses that the items of one request refer to
@@ -37,6 +37,8 @@ class Stored(msgspec.Struct, omit_defaults=True, kw_only=True):
     items: list[dict[str, Any]] = []  # its input
     past: list[dict[str, Any]] = []  # of the responses before it, oldest first
     gateway: str = ""  # that works on it, while it is not final
+    has_events: bool = False  # they are kept, to be streamed again
+    revision: int = 0  # of the record as it was read; never written
     v: int = 1
 
     @property
@@ -60,6 +62,47 @@ class TooLargeToStore(ApiError):
         self.limit = limit
 
 
+class Superseded(Exception):
+    """The response was deleted, or another gateway has ended it: nothing was written. No client hears of this."""
+
+    def __init__(self, identifier: str, *, is_gone: bool = False) -> None:
+        super().__init__(f"the response {identifier} was changed or deleted by another")
+        self.is_gone = is_gone  # deleted or expired, as far as was looked
+
+
+class Owned:
+    """The record of a response under way, which the gateway that works on it alone may change, until it is final.
+
+    It is written only over what that gateway wrote before: a response that was deleted stays deleted, and one that
+    another gateway has declared failed, because this one could not be heard, stays failed.
+    """
+
+    def __init__(self, store: "Store", record: Stored) -> None:
+        self._store = store
+        self.record = record
+
+    @property
+    def id(self) -> str:
+        """The response's."""
+        return str(self.record.response["id"])
+
+    def forget_conversation(self) -> None:
+        """Keep the response alone: with all that was before, it is too large."""
+        self.record.items, self.record.past = [], []
+
+    async def put(self, response: dict[str, Any]) -> None:
+        """Store the response in place of what was there. Raises Superseded, TooLargeToStore, Unavailable."""
+        self.record.response = response
+        try:
+            await self._store.put(self.record, is_guarded=True)
+        except Superseded:
+            found = await self._store.get(self.id)
+            if found is None or found.gateway != self.record.gateway or found.response["status"] in FINAL:
+                raise Superseded(self.id, is_gone=found is None) from None
+            self.record.revision = found.revision  # an earlier write of ours arrived, and its answer did not
+            await self._store.put(self.record, is_guarded=True)
+
+
 class Store:
     """Reads and writes stored responses. Methods raise Unavailable when the bus cannot be reached."""
 
@@ -77,8 +120,10 @@ class Store:
             raise _unreachable(error) from error
         if found is None:
             return None
-        data = found[0]
-        return await asyncio.to_thread(_unpack, data) if len(data) > _THREAD_BYTES else _unpack(data)
+        data, revision = found
+        record = await asyncio.to_thread(_unpack, data) if len(data) > _THREAD_BYTES else _unpack(data)
+        record.revision = revision
+        return record
 
     async def require(self, identifier: str, param: str = "response_id") -> Stored:
         """A response by its id. Raises NotFound."""
@@ -92,14 +137,23 @@ class Store:
             )
         return found
 
-    async def put(self, record: Stored) -> None:
-        """Keep a response. Raises TooLargeToStore."""
-        plain = msgspec.json.encode(record)
+    async def put(self, record: Stored, *, is_guarded: bool = False) -> None:
+        """Keep a response; when guarded, only if it is still at the record's revision, which then is the new one.
+
+        Raises TooLargeToStore, and Superseded when the guard held it back.
+        """
+        plain = msgspec.json.encode(msgspec.structs.replace(record, revision=0))
         data = await asyncio.to_thread(_pack, plain) if len(plain) > _THREAD_BYTES else _pack(plain)
         if len(data) > self._limit:
             raise TooLargeToStore(len(data), self._limit)
+        identifier = record.response["id"]
         try:
-            await self._bucket.put(record.response["id"], data)
+            if is_guarded:
+                record.revision = await self._bucket.update(identifier, data, record.revision)
+            else:
+                await self._bucket.put(identifier, data)
+        except WrongRevision:
+            raise Superseded(identifier) from None
         except BusError as error:
             raise _unreachable(error) from error
 

@@ -38,9 +38,10 @@ ROWS: dict[str, Row] = {
     "hop": rows_rank.hop,
     "isolation": rows_load.isolation,
     "load": rows_load.load,
+    "swap": rows_load.swap,
 }
 # Rows that do not depend on the shape, or take minutes to show on a large one what a small one shows.
-ONCE = {"hop", "load", "joining", "conversation", "long-context", "isolation"}
+ONCE = {"hop", "load", "swap", "joining", "conversation", "long-context", "isolation"}
 
 
 def main() -> None:

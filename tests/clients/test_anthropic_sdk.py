@@ -112,7 +112,7 @@ async def test_the_tool_runner_goes_on_without_a_thread(client: anthropic.AsyncA
     (block,) = last.content
     assert isinstance(block, anthropic.types.beta.BetaTextBlock)
     assert block.text == "Rain."
-    assert len(replica.received) == 2
+    assert len({job.id for job in replica.received}) == 2  # a job may be delivered twice
 
 
 async def test_a_stop_sequence_is_named(client: anthropic.AsyncAnthropic, replica: FakeReplica) -> None:

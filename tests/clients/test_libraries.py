@@ -95,6 +95,17 @@ def test_openai_of_node(node: Callable[..., Any], tell: Tell, surface: str) -> N
     assert got["id"].startswith("req_")
 
 
+def test_openai_of_node_in_the_background(node: Callable[..., Any], tell: Tell) -> None:
+    did = "background response left and streamed again by starting_after; an image refused by a model that takes none"
+    version = NODE_LIBRARIES["openai"]
+    tell(client="openai (Node)", version=version, surface="responses in the background", did=did, model=DEMO)
+    got = node("openai.mjs", "background")
+    assert got["numbers"] == list(range(len(got["numbers"])))
+    assert (got["first"], got["last"]) == ("response.created", "response.completed")
+    assert got["text"] == got["fetched"] == "The capital of France is Paris."
+    assert got["refused"] == ["BadRequestError", "input[0].content[0]"]
+
+
 async def test_openai_of_node_elsewhere(
     node: Callable[..., Any], tell: Tell, demo: FleetProcess, tmp_path: Path
 ) -> None:

@@ -192,6 +192,91 @@ async def test_background_work_of_a_gateway_that_is_gone_has_failed(
     assert "gateway" in found.error.message
 
 
+def checked(event: Any) -> Any:
+    """The event, once it is strictly of the library's types."""
+    EVENTS.validate_python(event.model_dump(exclude_unset=True, warnings=False), strict=True)
+    return event
+
+
+async def test_background_work_streams_on_without_its_client(
+    client: openai.AsyncOpenAI, replica: FakeReplica, broker: EmbeddedBroker
+) -> None:
+    replica.go(2)
+    stream = await client.responses.create(
+        model=MODEL, input="hi", background=True, stream=True, max_output_tokens=5, instructions="be brief"
+    )
+    seen: list[Any] = []
+    async for event in stream:
+        seen.append(checked(event))
+        if event.type == "response.output_text.delta" and event.delta == " t1":
+            break
+    await stream.close()
+    begun = [event.type.removeprefix("response.") for event in seen[:4]]
+    assert begun == ["created", "queued", "in_progress", "output_item.added"]
+    identifier = seen[0].response.id
+    assert [event.sequence_number for event in seen] == list(range(len(seen)))
+    assert replica.cancelled == []
+    async with running_gateway(broker) as other:
+        elsewhere = client.with_options(base_url=f"{other.url}/v1")
+        again = await elsewhere.responses.retrieve(identifier, stream=True, starting_after=seen[-1].sequence_number)
+        replica.go()
+        rest = [checked(event) async for event in again]
+        assert [event.delta for event in rest if event.type == "response.output_text.delta"] == [" t2", " t3", " t4"]
+        whole = [checked(event) async for event in await elsewhere.responses.retrieve(identifier, stream=True)]
+    assert [event.to_dict() for event in whole] == [event.to_dict() for event in (*seen, *rest)]
+    assert [event.sequence_number for event in whole] == list(range(len(whole)))
+    assert whole[-1].type == "response.incomplete"
+    raw = await client.responses.with_raw_response.retrieve(identifier, include=["reasoning.encrypted_content"])
+    assert raw.headers["x-plexus-ignored"] == "include[]"
+    fetched = strict(raw.parse())
+    assert fetched.to_dict() == whole[-1].response.to_dict()
+    assert fetched.output_text == " t0 t1 t2 t3 t4"
+    last = whole[-1].sequence_number
+    over = await client.responses.retrieve(identifier, stream=True, starting_after=last)
+    assert [event async for event in over] == []
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.delete(identifier)
+        await client.responses.retrieve(identifier, stream=True)
+
+
+async def test_streams_of_a_cancelled_response_end(client: openai.AsyncOpenAI, replica: FakeReplica) -> None:
+    replica.go(1)
+    stream = await client.responses.create(model=MODEL, input="hi", background=True, stream=True)
+    first = checked(await anext(aiter(stream)))
+    follower = await client.responses.retrieve(first.response.id, stream=True)
+    reading = asyncio.create_task(_all(follower))
+    await eventually(lambda: bool(replica.runs))
+    cancelled = strict(await client.responses.cancel(first.response.id))
+    assert cancelled.status == "cancelled"
+    for events in (await _all(stream), await reading):
+        assert events[-1].type == "response.incomplete"
+        assert events[-1].response.status == "cancelled"
+
+
+async def _all(stream: Any) -> list[Any]:
+    return [checked(event) async for event in stream]
+
+
+async def test_a_failure_in_the_background_is_the_last_event(client: openai.AsyncOpenAI, replica: FakeReplica) -> None:
+    replica.failure = ("invalid_request", "no such thing", "messages")
+    events = await _all(await client.responses.create(model=MODEL, input="hi", background=True, stream=True))
+    assert [event.type.removeprefix("response.") for event in events] == ["created", "queued", "in_progress", "failed"]
+    assert events[-1].response.error.message == "no such thing"
+    assert (await client.responses.retrieve(events[0].response.id)).status == "failed"
+
+
+async def test_events_that_were_not_kept_are_refused_with_the_reason(
+    client: openai.AsyncOpenAI, replica: FakeReplica, gateway: Running
+) -> None:
+    plain = await client.responses.create(model=MODEL, input="hi", max_output_tokens=1)
+    with pytest.raises(openai.BadRequestError, match="background: true and stream: true"):
+        await client.responses.retrieve(plain.id, stream=True)
+    for query in ("stream=true&starting_after=-1", "stream=true&starting_after=x", "starting_after=1", "stream=yes"):
+        answer = await gateway.http.get(f"/v1/responses/{plain.id}?{query}")
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == query.split("&")[-1].split("=")[0]
+
+
 async def test_structured_output_is_a_constraint(client: openai.AsyncOpenAI, replica: FakeReplica) -> None:
     class City(BaseModel):
         name: str

@@ -21,7 +21,7 @@ from shared.kv import Bucket
 from shared.messages import Done, Failed, Ping, Pong, ResumeChoice
 from shared.process import is_running
 from shared.records import Assigned, AssignmentRecord, ModelRecord, ReplicaRecord
-from shared.settings import WorkerSettings
+from shared.settings import SourceSettings, WorkerSettings
 from tests.support.eventually import eventually
 from tests.support.owner import Owner
 from tests.support.synthetic import write_synthetic
@@ -114,11 +114,13 @@ async def test_an_assigned_model_loads_serves_and_goes(
 ) -> None:
     states: list[tuple[str, str]] = []
     fleet.on_change(lambda _, r: states.append((r.state, r.stage)) if isinstance(r, ReplicaRecord) else None)
-    async with running(broker, tmp_path):
+    mirrors = {"lab": SourceSettings(endpoint="http://127.0.0.1:9"), "attic": SourceSettings(endpoint="http://b")}
+    async with running(broker, tmp_path, sources=mirrors):
         leader = Leader(bus, "w1")
         await leader.assign(synthetic(model_dir))
         replica = await ready_replica(fleet)
         assert states[0][0] == "loading"
+        assert fleet.workers["w1"].mirrors == ["attic", "lab"]
         assert (replica.worker, replica.devices, replica.slots, replica.context_limit) == ("w1", ["cpu"], 4, 512)
         assert len(replica.pids) == 2 and not are_gone(*replica.pids)
         worker = fleet.workers["w1"]

@@ -66,6 +66,8 @@ async def test_counts_are_exact_and_need_no_loaded_model(gateway: Running, conne
         body = {"model": MODEL, "input": HI[0]["content"]}
         answer = await gateway.http.post("/v1/responses/input_tokens", json=body)
         assert answer.json() == {"object": "response.input_tokens", "input_tokens": expected}
+        answer = await gateway.http.post("/v1/responses/input_tokens", json=body | {"zz": 1})
+        assert answer.headers["x-plexus-ignored"] == "zz"
         async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key="any", max_retries=0) as claude:
             assert strict(await claude.messages.count_tokens(model=MODEL, messages=HI)).input_tokens == expected
         async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0) as client:

@@ -40,7 +40,7 @@ async def ask(broker: EmbeddedBroker, bus: Bus, tmp_path: Path) -> AsyncIterator
         answer = await bus.request(names.ESTIMATE, encode(Estimate(model)), timeout_s=30)
         return msgspec.json.decode(answer, type=Estimated)
 
-    async with Estimates(worker, settings):
+    async with Estimates(worker, "w1", settings):
         await worker.api(f"STREAM.INFO.{names.bucket_stream(names.FLEET)}", {})  # the server has the subscription now
         yield ask
     await worker.close()

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from gateway.share import share_of
 from shared import names
 from shared.broker import EmbeddedBroker
 from shared.bus import Bus
@@ -265,6 +266,7 @@ async def test_embeddings_in_both_encodings(client: openai.AsyncOpenAI, embedder
 async def test_embeddings_of_token_ids(client: openai.AsyncOpenAI, embedder: FakeReplica) -> None:
     await client.embeddings.create(model=EMBEDDER, input=[1, 2, 3])
     await client.embeddings.create(model=EMBEDDER, input=[[1], [2, 3]])
+    assert {job.share for job in embedder.received} == {share_of({"authorization": "Bearer any"})}
     assert [job.inputs for job in embedder.received] == [
         [Prompt(ids=[1, 2, 3])],
         [Prompt(ids=[1]), Prompt(ids=[2, 3])],

@@ -1,6 +1,7 @@
 """`python -m gateway` from outside: start, its record, its end."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -13,13 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
+from shared import names
 from shared.broker import EmbeddedBroker
 from shared.bus import Bus
 from shared.fleet import Fleet
+from shared.kv import Bucket
 from shared.process import dying_with_parent
 from tests.support.eventually import eventually
 from tests.support.fake_replica import FakeReplica, text_of
-from tests.support.running_gateway import MODEL, EventStream, put_model, text_in
+from tests.support.running_gateway import MODEL, EventStream, put_model, running_gateway, text_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,3 +128,33 @@ async def test_an_unknown_setting_is_said_plainly(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "listen" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_background_streams_of_a_killed_gateway_end_at_another(
+    process: Process, broker: EmbeddedBroker, bus: Bus
+) -> None:
+    where = await process.ready()
+    replica = await FakeReplica.start(broker, MODEL)
+    replica.go(2)
+    body = {"model": MODEL, "input": "hi", "background": True, "stream": True}
+    seen: list[dict[str, Any]] = []
+    async with (
+        running_gateway(broker) as gateway,
+        httpx.AsyncClient() as http,
+        http.stream("POST", f"{where['url']}/v1/responses", json=body) as answer,
+    ):
+        with contextlib.suppress(httpx.TransportError):
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    seen.append(json.loads(line.removeprefix("data: ")))
+                    if seen[-1].get("delta") == " t1":
+                        process.popen.kill()
+        await asyncio.to_thread(process.popen.wait)
+        # Its record expires within five seconds, which are not waited for here.
+        await Bucket(bus, names.FLEET).delete(names.gateway_key(where["gateway"]))
+        url = f"/v1/responses/{seen[0]['response']['id']}?stream=true&starting_after={seen[-1]['sequence_number']}"
+        text = (await gateway.http.get(url)).text
+        (last,) = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+        assert (last["type"], last["sequence_number"]) == ("response.failed", len(seen))
+        assert "gone" in last["response"]["error"]["message"]
+    await replica.close()

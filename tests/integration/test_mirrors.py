@@ -92,7 +92,7 @@ async def worker(broker: EmbeddedBroker, mirror: Hub, bus: Bus, tmp_path: Path) 
     """An operator's connection beside a worker that counts and estimates."""
     connection = await Bus.connect(broker.bus_settings("worker"), kind="worker", ident="w1")
     settings = WorkerSettings(state_dir=tmp_path / "state", slots=4, prefill_tokens=64, sources=known(mirror))
-    async with Estimates(connection, settings), Counting(connection, "w1", mirrors=settings.sources):
+    async with Estimates(connection, "w1", settings), Counting(connection, "w1", mirrors=settings.sources):
         await connection.api(f"STREAM.INFO.{names.bucket_stream(names.FLEET)}", {})  # its subscriptions are heard
         yield bus
     await connection.close()

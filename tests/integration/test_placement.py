@@ -15,6 +15,7 @@ from gateway.cli.errors import CliError
 from gateway.cli.tables import model_rows
 from gateway.placement.leader import Leader
 from gateway.placement.planner import plan
+from gateway.placement.queues import Queues
 from shared import names
 from shared.broker import EmbeddedBroker
 from shared.bus import Bus, Msg
@@ -42,8 +43,8 @@ GB = 1 << 30
 class Host:
     """A worker that does at once what it is told: the agent's side of the protocol, without processes."""
 
-    def __init__(self, bus: Bus, fleet: Fleet, name: str, size: int) -> None:
-        self.name, self.size = name, size
+    def __init__(self, bus: Bus, fleet: Fleet, name: str, size: int, mirrors: tuple[str, ...] = ()) -> None:
+        self.name, self.size, self.mirrors = name, size, list(mirrors)
         self.num_loads = 0
         self.running: dict[str, int] = {}
         self._bus, self._fleet = bus, fleet
@@ -91,7 +92,12 @@ class Host:
         device = Device(id="cpu", kind="cpu", name="cpu", total_bytes=self.size, free_bytes=free)
         want = self._fleet.wants.get(self.name)
         record = WorkerRecord(
-            name=self.name, incarnation="i", host="h", devices=[device], generation=want.generation if want else 0
+            name=self.name,
+            incarnation="i",
+            host="h",
+            devices=[device],
+            generation=want.generation if want else 0,
+            mirrors=self.mirrors,
         )
         await self._bucket.put(names.worker_key(self.name), encode(record), ttl_s=5)
         for model, taken in self._held.items():
@@ -139,11 +145,11 @@ async def sizes(bus: Bus) -> dict[str, int]:
 
 
 async def put_model(bus: Bus, id: str, **fields: Any) -> None:
-    await Bucket(bus, names.PLAN).put(names.model_key(id), encode(ModelRecord(id=id, source="s", **fields)))
+    await Bucket(bus, names.PLAN).put(names.model_key(id), encode(ModelRecord(id=id, **({"source": "s"} | fields))))
 
 
-async def enqueue(bus: Bus, model: str, id: str) -> None:
-    await bus.enqueue(names.job_subject(model, "interactive"), b"{}", msg_id=id, ttl_s=60)
+async def enqueue(bus: Bus, model: str, id: str, payload: bytes = b"{}") -> None:
+    await bus.enqueue(names.job_subject(model, "interactive"), payload, msg_id=id, ttl_s=60)
 
 
 def models_of(fleet: Fleet, worker: str) -> list[str]:
@@ -163,6 +169,18 @@ async def test_jobs_in_the_queue_load_their_model_whoever_published_them(
         await eventually(partial(bus.consumer_info, names.JOBS, names.job_consumer("m/1", "interactive")))
         await enqueue(bus, "m/1", "1")
         await eventually(lambda: models_of(fleet, "w1") == ["m/1"])
+
+
+async def test_what_a_job_waited_at_its_gateway_counts_for_its_age(bus: Bus) -> None:
+    """Of a client's flood few jobs are in the queue, and all of these are young: no replica was ever added for it."""
+    await bus.ensure_consumer("m/1", "interactive")
+    queues = Queues(bus)
+    for number, payload in enumerate((b'{"held_s":30.5}', b"no job", b"{}")):
+        await enqueue(bus, "m/1", str(number), payload)
+        before = time.time() - (30.5 if number == 0 else 0.0)
+        found = (await queues.look({"m/1"}))["m/1"]
+        assert (found.queued, before - 3 < found.since_s < before + 3) == (1, True)
+        await bus.api("STREAM.PURGE.JOBS", {})
 
 
 async def test_demand_for_more_than_fits_is_served_in_turns(
@@ -225,8 +243,44 @@ async def test_a_model_that_could_never_fit_is_a_4xx_with_numbers(
         answer: httpx.Response = await gateway.ask(model="large")
         assert answer.status_code == 413
         message = answer.json()["error"]["message"]
-        assert "No worker of this fleet is large enough" in message
+        assert "No worker of this fleet can run the model" in message
         assert "needs 42.95 GB on cpu of w1, which has 4.29 GB" in message
+
+
+async def test_a_model_of_a_mirror_goes_to_the_worker_that_knows_it_which_is_asked_for_its_size(
+    bus: Bus, fleet: Fleet, leader: Leader, sizes: dict[str, int]
+) -> None:
+    """Any worker was asked and any was chosen; those without the mirror failed."""
+    sizes["a"] = 1  # in the eyes of whoever has not got it
+    asked = asyncio.Event()
+
+    async def tell(message: Msg) -> None:
+        asked.set()
+        await message.respond(encode(Estimated(minimum_bytes=2 * GB, wanted_bytes=2 * GB)))
+
+    await bus.subscribe(names.worker_estimate("small"), tell)
+    await put_model(bus, "a", source="lab:org/a")
+    async with Host(bus, fleet, "large", 9 * GB), Host(bus, fleet, "small", 4 * GB, mirrors=("lab",)):
+        await eventually(lambda: len(fleet.workers) == 2)
+        leader._history.ask("a", time.time())
+        leader._changed.set()
+        await eventually(lambda: models_of(fleet, "small") == ["a"])
+        assert asked.is_set()
+        (place,) = fleet.wants["small"].models
+        assert place.memory_bytes == 2 * GB
+
+
+async def test_a_mirror_that_no_worker_knows_is_a_4xx_that_says_so(
+    broker: EmbeddedBroker, bus: Bus, fleet: Fleet, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.placement.leader.SETTLE_S", 0.5)
+    await put_model(bus, "strange", source="lab:org/a")
+    async with Host(bus, fleet, "w1", 4 * GB), running_gateway(broker, accept_wait_s=20) as gateway:
+        answer: httpx.Response = await gateway.ask(model="strange")
+        assert answer.status_code == 413
+        assert "no worker knows the mirror 'lab' of its source" in answer.json()["error"]["message"]
+        entry = (await gateway.http.get("/v1/models/strange")).json()
+        assert entry["state"] == "cannot_fit" and "the mirror 'lab'" in entry["reason"]
 
 
 async def test_a_deposed_leader_that_does_not_know_it_changes_nothing(

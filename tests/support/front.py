@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ class Harness:
 
 
 @asynccontextmanager
-async def running(broker: EmbeddedBroker, model_dir: Path, *, slots: int = 8, **options: Any) -> AsyncIterator[Harness]:
+async def running(
+    broker: EmbeddedBroker, model_dir: Path, *, slots: int = 8, rank: Sequence[str] = FAKE_RANK, **options: Any
+) -> AsyncIterator[Harness]:
     config = FrontConfig(
         replica=names.new_id(),
         worker="w1",
@@ -57,9 +59,9 @@ async def running(broker: EmbeddedBroker, model_dir: Path, *, slots: int = 8, **
     front = Front(
         config,
         connect=lambda: Bus.connect(broker.bus_settings("worker"), kind="replica", ident=config.replica),
-        load_text=lambda: ModelText.load(model_dir),
+        load_text=lambda: ModelText.load(model_dir, options=options),
         report=statuses.append,
-        rank_command=FAKE_RANK,
+        rank_command=rank,
         pid=os.getpid(),
     )
     harness = Harness(front, config, statuses, asyncio.create_task(front.run()))

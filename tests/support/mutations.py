@@ -10,6 +10,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from tests.support import pictures
+
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
@@ -36,8 +38,28 @@ def bodies(chat: str, embedder: str) -> dict[str, list[dict[str, Any]]]:
         {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c", "output": "ok"},
     ]
+    seen = [
+        {"role": "user", "content": [{"type": "text", "text": "u"}, pictures.chat_part()]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": [pictures.chat_part("image/jpeg")]},
+    ]
+    seen[0]["content"][1]["image_url"]["detail"] = "low"
+    seen_blocks = [
+        {"role": "user", "content": [pictures.block(), {"type": "text", "text": "u"}]},
+        blocks[1],
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "t", "content": [pictures.block("image/webp")]}],
+        },
+    ]
+    seen_items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "u"}, pictures.input_part() | {"detail": "auto"}]},
+        items[1],
+        {"type": "function_call_output", "call_id": "c", "output": [pictures.input_part("image/gif")]},
+    ]
     return {
         "/v1/chat/completions": [
+            {"model": chat, "messages": seen, "max_tokens": 4},
             {"model": chat, "messages": conversation, "tools": [TOOL], "tool_choice": "auto", **sampling},
             {
                 "model": chat,
@@ -78,6 +100,7 @@ def bodies(chat: str, embedder: str) -> dict[str, list[dict[str, Any]]]:
             {"model": embedder, "input": [[1, 2], [3]]},
         ],
         "/v1/messages": [
+            {"model": chat, "messages": seen_blocks, "max_tokens": 4},
             {
                 "model": chat,
                 "messages": blocks,
@@ -101,8 +124,13 @@ def bodies(chat: str, embedder: str) -> dict[str, list[dict[str, Any]]]:
                 "max_tokens": 4,
             },
         ],
-        "/v1/messages/count_tokens": [{"model": chat, "messages": blocks, "tools": [anthropic_tool]}],
+        "/v1/messages/count_tokens": [
+            {"model": chat, "messages": blocks, "tools": [anthropic_tool]},
+            {"model": chat, "messages": seen_blocks},
+        ],
         "/v1/responses": [
+            {"model": chat, "input": seen_items, "max_output_tokens": 4},
+            {"model": chat, "input": "u", "background": True, "stream": True, "max_output_tokens": 4},
             {"model": chat, "input": items, "tools": [flat], "instructions": "i", "max_output_tokens": 4},
             {
                 "model": chat,
@@ -128,7 +156,10 @@ def bodies(chat: str, embedder: str) -> dict[str, list[dict[str, Any]]]:
                 "include": ["reasoning.encrypted_content"],
             },
         ],
-        "/v1/responses/input_tokens": [{"model": chat, "input": items, "tools": [flat]}],
+        "/v1/responses/input_tokens": [
+            {"model": chat, "input": items, "tools": [flat]},
+            {"model": chat, "input": seen_items},
+        ],
     }
 
 
@@ -146,6 +177,7 @@ _JUNK = st.one_of(
     st.sampled_from(["", " ", "\0", "\ud800", "é" * 300, "x" * 70_000, "auto", "none", "text", "user", "1", "{", "*"]),
     st.sampled_from([[], {}, [[]], [None], [{}], {"": None}, {"type": None}, {"type": "text"}, {"a": "\udfff"}]),
     st.builds(_nested, st.sampled_from([10, 70, 300]), as_list=st.booleans()),
+    st.sampled_from(["data:image/png;base64,", "data:,", "https://x/y.png", "image/png", "iVBORw0KGgo", "QQ=="]),
     st.text(max_size=8),
     st.integers(),
     st.floats(),

@@ -53,20 +53,29 @@ class Paper:
 
     # --- what is there ---------------------------------------------------------------------------------------
 
-    def worker(self, name: str, *sizes: float, state: Literal["ready", "draining"] = "ready", kind: str = "") -> None:
-        """A worker with a device of each of these sizes."""
+    def worker(
+        self,
+        name: str,
+        *sizes: float,
+        state: Literal["ready", "draining"] = "ready",
+        kind: str = "",
+        mirrors: tuple[str, ...] = (),
+    ) -> None:
+        """A worker with a device of each of these sizes, whose settings define these mirrors."""
         sizes = sizes or (16,)
         ids = [f"cuda:{index}" for index in range(len(sizes))] if len(sizes) > 1 or kind == "cuda" else ["cpu"]
         devices = [
             Device(id=id, kind="cpu" if id == "cpu" else "cuda", name=id, total_bytes=int(size * GB), free_bytes=0)
             for id, size in zip(ids, sizes, strict=True)
         ]
-        self.workers[name] = WorkerRecord(name=name, incarnation="i", host="h", state=state, devices=devices)
+        self.workers[name] = WorkerRecord(
+            name=name, incarnation="i", host="h", state=state, devices=devices, mirrors=list(mirrors)
+        )
 
     def model(self, *ids: str, size: float | None = 4, least: float | None = None, **fields: Any) -> None:
         """Models whose files say that they take so much; None: nobody knows."""
         for id in ids:
-            self.models[id] = ModelRecord(id=id, source="s", **fields)
+            self.models[id] = ModelRecord(id=id, **({"source": "s"} | fields))
             if size is not None:
                 self.sizes[id] = Size(minimum_bytes=int((least or size) * GB), wanted_bytes=int(size * GB))
 

@@ -133,7 +133,17 @@ def models_toml(records: Iterable[ModelRecord], aliases: dict[str, str] | None =
     return "\n\n".join(parts) + "\n"
 
 
-_OPTIONAL = ("backend", "dtype", "context_limit", "max_slots", "workers", "keep_alive_s", "max_replicas", "options")
+_OPTIONAL = (
+    "backend",
+    "dtype",
+    "context_limit",
+    "max_slots",
+    "workers",
+    "keep_alive_s",
+    "max_replicas",
+    "devices",
+    "options",
+)
 
 
 def _value(value: Any) -> str:

@@ -208,19 +208,24 @@ def _train(specials: tuple[str, ...], words: tuple[str, ...]) -> str:
     return tokenizer.to_str(pretty=False)
 
 
-def write_tokenizer(directory: Path, style: str = "qwen3") -> dict[str, Any]:
-    """Write tokeniser and chat template of a style (qwen3, llama3); returns bos, eos, pad ids and the size."""
+def write_tokenizer(
+    directory: Path, style: str = "qwen3", *, more: tuple[str, ...] = (), template: str = ""
+) -> dict[str, Any]:
+    """Write tokeniser and chat template of a style (qwen3, llama3); returns bos, eos, pad ids and the size.
+
+    `more` are further special tokens; `template` stands in place of the style's.
+    """
     from tokenizers import Tokenizer
 
     directory.mkdir(parents=True, exist_ok=True)
     specials, words = (QWEN3_SPECIALS, QWEN3_WORDS) if style == "qwen3" else (LLAMA3_SPECIALS, [])
-    (directory / "tokenizer.json").write_text(_train(tuple(specials), tuple(words)))
+    (directory / "tokenizer.json").write_text(_train((*specials, *more), tuple(words)))
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     if style == "qwen3":
-        template, bos, stop, eos = QWEN3_TEMPLATE, None, "<|im_end|>", ["<|im_end|>", "<|endoftext|>"]
+        usual, bos, stop, eos = QWEN3_TEMPLATE, None, "<|im_end|>", ["<|im_end|>", "<|endoftext|>"]
     else:
-        template, bos, stop, eos = LLAMA3_TEMPLATE, "<|begin_of_text|>", "<|eot_id|>", ["<|end_of_text|>", "<|eot_id|>"]
-    (directory / "chat_template.jinja").write_text(template)
+        usual, bos, stop, eos = LLAMA3_TEMPLATE, "<|begin_of_text|>", "<|eot_id|>", ["<|end_of_text|>", "<|eot_id|>"]
+    (directory / "chat_template.jinja").write_text(template or usual)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": stop,
@@ -261,7 +266,7 @@ def make_checkpoint(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
-        _stir(model)
+        stir(model)
     model.generation_config = GenerationConfig(
         bos_token_id=tokens["bos"],
         eos_token_id=tokens["eos"],
@@ -277,7 +282,7 @@ def make_checkpoint(
     return directory
 
 
-def _stir(model: Any) -> None:
+def stir(model: Any) -> None:
     """Give every parameter a spread that shows: matrices keep a sane gain, vectors leave their neutral value."""
     import torch
 

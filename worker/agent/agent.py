@@ -101,7 +101,7 @@ class Agent:
             mirror = Mirror(bus, names.PLAN, self._decode)
             mirror.on_change(self._on_assignment)
             await bus.subscribe(names.worker_rpc(self.name), self._on_rpc)
-            estimates = Estimates(bus, self._settings, self._host.fetch_command)
+            estimates = Estimates(bus, self.name, self._settings, self._host.fetch_command)
             counting = Counting(bus, self.name, self._counter_command, self._settings.sources)
             async with mirror, counting, estimates:
                 await self._refuse_twin(bucket)
@@ -216,6 +216,7 @@ class Agent:
             epoch=self._assignments.epoch,
             generation=self._assignments.generation,
             version=_version(),
+            mirrors=sorted(self._settings.sources),
         )
 
     def _replica_records(self) -> list[ReplicaRecord]:

@@ -16,7 +16,6 @@ from shared.bus import Bus, Msg, Subscription
 from shared.log import get
 from shared.messages import Counted, encode
 from shared.settings import SourceSettings
-from worker import channel
 from worker.channel import ChannelClosed
 from worker.child import Child
 
@@ -114,7 +113,7 @@ class Counting:
         """Its answers, to its end."""
         try:
             while True:
-                frame = await channel.read_frame(child.reader)
+                frame = await child.line.receive()
                 waiting = self._open.get(frame[:NUMBER_BYTES])
                 if waiting is not None and not waiting.done():
                     waiting.set_result(frame[NUMBER_BYTES:])

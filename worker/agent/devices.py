@@ -1,15 +1,16 @@
 """What replicas can run on here: CUDA devices through NVML, else the CPU with a share of the host's memory."""
 
-import os
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import psutil
 
+from shared import host
+from shared.host import ControlGroups
 from shared.settings import WorkerSettings
 from worker.agent.errors import NoSuchDevice
+from worker.agent.numa import cpus_of
 
 CUDA_FRACTION = 0.92  # of a CUDA device, unless the setting says otherwise: nobody else lives there
 
@@ -64,16 +65,25 @@ class CudaProbe:
 
 
 class CpuProbe:
-    """The host itself."""
+    """The host itself, or as much of it as a container or a service may use."""
+
+    def __init__(self, groups: ControlGroups | None = None, parts: int = 1) -> None:
+        """`parts`: devices that it is divided into, each with an even share of the memory."""
+        self._groups = groups or ControlGroups()
+        self._parts = parts
 
     def devices(self) -> list[tuple[DeviceInfo, int]]:
-        """The CPU with the host's memory, or what a container allows of it."""
-        total = min(psutil.virtual_memory().total, _container_limit() or psutil.virtual_memory().total)
-        return [(DeviceInfo("cpu", "cpu", platform.processor() or platform.machine() or "cpu", total), total)]
+        """The CPU with the memory that may be used."""
+        total = psutil.virtual_memory().total
+        total = min(total, self._groups.memory_bytes() or total) // self._parts
+        name = platform.processor() or platform.machine() or "cpu"
+        ids = ["cpu"] if self._parts == 1 else [f"cpu:{number}" for number in range(self._parts)]
+        return [(DeviceInfo(id, "cpu", name, total), total) for id in ids]
 
     def free_bytes(self, device: str) -> int:
-        """Memory that can be had without swapping."""
-        return int(psutil.virtual_memory().available)
+        """Memory that can be had without swapping, and without being ended for it; of a part, an even share of it."""
+        free, allowed = int(psutil.virtual_memory().available), self._groups.free_bytes()
+        return (free if allowed is None else min(free, allowed)) // self._parts
 
 
 class Devices:
@@ -81,7 +91,7 @@ class Devices:
 
     def __init__(self, settings: WorkerSettings, cuda: Probe | None = None, cpu: Probe | None = None) -> None:
         """Raises NoSuchDevice for a device in the settings that is not there."""
-        probes: list[Probe] = [cuda or CudaProbe(), cpu or CpuProbe()]
+        probes: list[Probe] = [cuda or CudaProbe(), cpu or CpuProbe(parts=settings.cpu_devices)]
         everything = [(info, physical, probe) for probe in probes for info, physical in probe.devices()]
         wanted = settings.device
         if wanted == "auto":
@@ -94,10 +104,16 @@ class Devices:
                 self._probes[info.id] = probe
         if not self.all:
             raise NoSuchDevice(settings.device, [info.id for info, _, _ in everything])
+        parts = [info.id for info, _, _ in everything if info.kind == "cpu"]
+        self._cpus = dict(zip(parts, cpus_of(len(parts)), strict=True))
 
     def free_bytes(self, device: str) -> int:
         """What the driver or the kernel reports as free now."""
         return self._probes[device].free_bytes(device)
+
+    def cpus(self, device: str) -> list[int]:
+        """The processors that belong to a device; none named: any."""
+        return self._cpus.get(device, [])
 
     def get(self, device: str) -> DeviceInfo:
         """The device of this id. Raises NoSuchDevice."""
@@ -108,25 +124,14 @@ class Devices:
 
 
 def num_cores(settings: WorkerSettings) -> int:
-    """Cores for replicas: as set, else all that this process may run on."""
-    return settings.cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """Cores for replicas: as set, else all that this process may use."""
+    return settings.cores or host.num_cores()
 
 
 def _share(kind: str, physical: int, settings: WorkerSettings) -> int:
     if settings.memory_bytes:
-        return min(settings.memory_bytes, physical)
+        return min(settings.memory_bytes // (settings.cpu_devices if kind == "cpu" else 1), physical)
     fraction = settings.memory_fraction
     if kind == "cuda" and "memory_fraction" not in settings.model_fields_set:
         fraction = CUDA_FRACTION
     return int(physical * fraction)
-
-
-def _container_limit() -> int:
-    """The memory limit of the control group; 0 when there is none."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() else 0
-    return 0

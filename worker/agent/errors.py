@@ -42,11 +42,11 @@ class NoSuchDevice(AgentError):
         self.device = device
 
 
-class TooManyDevices(AgentError):
-    """A replica over several devices was assigned, which this version does not run."""
+class TooFewDevices(AgentError):
+    """A replica over more devices than this host has was assigned. Ask for fewer, or assign it elsewhere."""
 
-    def __init__(self, devices: list[str]) -> None:
-        super().__init__(f"assigned to {len(devices)} devices ({', '.join(devices)}), but a replica runs on one")
+    def __init__(self, wanted: int, known: list[str]) -> None:
+        super().__init__(f"it is to run over {wanted} devices, but this host has {len(known)} ({', '.join(known)})")
 
 
 class FetchFailed(AgentError):

@@ -30,23 +30,27 @@ _BUSY = encode(Estimated(error="this worker estimates too many models already; a
 class Estimates:
     """`async with` listens and answers."""
 
-    def __init__(self, bus: Bus, settings: WorkerSettings, command: Sequence[str] = FETCH) -> None:
+    def __init__(self, bus: Bus, worker: str, settings: WorkerSettings, command: Sequence[str] = FETCH) -> None:
         self._bus = bus
+        self._worker = worker
         self._settings = settings
         self._command = command
         self._tasks: set[asyncio.Task[None]] = set()
         self._known: dict[bytes, bytes] = {}  # answers by question; only of sources that do not change
-        self._subscription: Subscription | None = None
+        self._subscriptions: list[Subscription] = []
 
     async def __aenter__(self) -> "Estimates":
-        self._subscription = await self._bus.subscribe(names.ESTIMATE, self._on_message, queue=names.ESTIMATE_QUEUE)
+        self._subscriptions = [
+            await self._bus.subscribe(names.ESTIMATE, self._on_message, queue=names.ESTIMATE_QUEUE),
+            await self._bus.subscribe(names.worker_estimate(self._worker), self._on_message),
+        ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._subscription is not None:
-            await self._subscription.unsubscribe()
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

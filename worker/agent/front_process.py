@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from shared.process import is_running
-from worker import channel, protocol
+from worker import protocol
 from worker.agent.errors import FrontFailed
 from worker.channel import ChannelClosed
 from worker.child import Child
@@ -91,7 +91,7 @@ class FrontProcess:
         assert self._child is not None
         try:
             async with asyncio.timeout(patience_s), self._reading:
-                frame = await channel.read_frame(self._child.reader)
+                frame = await self._child.line.receive()
         except TimeoutError:
             raise FrontFailed(f"the front said nothing for {patience_s:g} s") from None
         status = protocol.decode_front_to_agent(frame)

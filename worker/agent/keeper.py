@@ -22,14 +22,14 @@ from shared.settings import WorkerSettings
 from worker.agent.assignment import needs_restart
 from worker.agent.backoff import Failures, Lack
 from worker.agent.devices import Devices
-from worker.agent.errors import AgentError, FrontFailed, NotEnoughMemory, TooManyDevices, Underestimated
+from worker.agent.errors import AgentError, FrontFailed, NotEnoughMemory, TooFewDevices, Underestimated
 from worker.agent.fetching import FETCH, fetch, with_draft
 from worker.agent.front_process import FRONT, FrontProcess
 from worker.agent.ledger import Grant, Ledger
 from worker.agent.memory_book import MemoryBook
 from worker.agent.sizing import CACHE_TOKENS, size, slots_of
 from worker.agent.standby import Standby
-from worker.models.errors import DoesNotFit, ModelError
+from worker.models.errors import CannotDivide, DoesNotFit, ModelError
 from worker.models.weights import prefetch
 from worker.protocol import FrontConfig, FrontStatus
 
@@ -198,16 +198,19 @@ class Keeper:
                 self._change(reason="")
 
     async def _reserve(self, replica: str, assigned: Assigned, path: Path) -> Grant:
-        """A grant on the assigned device, else on the one with most room."""
+        """A grant on the assigned devices, else on those with most room."""
         host, model = self._host, assigned.model
-        if len(assigned.devices) > 1:
-            raise TooManyDevices(assigned.devices)
         async with host.placing:
             candidates = [host.devices.get(id) for id in assigned.devices] or host.devices.all
+            count = len(assigned.devices) or model.devices
+            model = msgspec.structs.replace(model, devices=count)
+            if len(candidates) < count:
+                raise TooFewDevices(count, [candidate.id for candidate in candidates])
             free = {device.id: host.devices.free_bytes(device.id) for device in candidates}
             most = assigned.memory_bytes or sys.maxsize  # what the leader counts on
             available = {id: min(most, host.ledger.available_bytes(id, free[id])) for id in free}
-            device = max(candidates, key=lambda candidate: available[candidate.id])
+            chosen = sorted(candidates, key=lambda candidate: -available[candidate.id])[:count]
+            device = chosen[-1]  # each has to give as much, so the one with least decides
             excess = host.book.excess_bytes(model, device.kind) if host.book is not None else 0
             try:
                 wanted = await asyncio.to_thread(
@@ -226,10 +229,18 @@ class Keeper:
             memory_bytes = wanted.memory_bytes + excess
             if memory_bytes > most:
                 raise self._too_much(device.id, memory_bytes, most, free[device.id])
-            cores = CUDA_CORES if device.kind == "cuda" else -(-host.cores // max(1, host.num_assigned()))
-            grant = host.ledger.reserve(replica, device.id, memory_bytes, cores=cores, free_bytes=free[device.id])
+            cores = CUDA_CORES * count if device.kind == "cuda" else -(-host.cores // max(1, host.num_assigned()))
+            first, *others = (one.id for one in candidates if one in chosen)
+            grant = host.ledger.reserve(
+                replica,
+                first,
+                memory_bytes,
+                cores=cores,
+                free_bytes=free[first],
+                others={other: free[other] for other in others},
+            )
         bytes = grant.memory_bytes
-        self._change(devices=[device.id], reserved_bytes=bytes, estimated_bytes=bytes, stage="wait")
+        self._change(devices=list(grant.devices), reserved_bytes=bytes, estimated_bytes=bytes, stage="wait")
         return grant
 
     def _too_much(self, device: str, needed: int, promised: int, free: int) -> AgentError:
@@ -243,7 +254,7 @@ class Keeper:
     async def _serve(self, replica: str, assigned: Assigned, path: Path, grant: Grant) -> None:
         """Start a front and stay with it to its end. Raises FrontFailed unless it was drained."""
         host = self._host
-        model = assigned.model
+        model = msgspec.structs.replace(assigned.model, devices=len(grant.devices))
         options = {name: value for name, value in model.options.items() if name != CACHE_TOKENS}
         config = FrontConfig(
             replica=replica,
@@ -251,7 +262,9 @@ class Keeper:
             model=msgspec.structs.replace(model, options=options),
             path=str(path),
             device=grant.device,
-            threads=grant.cores,
+            followers=list(grant.others),
+            cpus=[host.devices.cpus(device) for device in grant.devices],
+            threads=max(1, grant.cores // len(grant.devices)),
             memory_bytes=grant.memory_bytes,
             enforce_memory=host.settings.enforce_memory,
             slots=slots_of(model, host.settings.slots),
@@ -261,7 +274,8 @@ class Keeper:
         )
         status: FrontStatus | None = None
         async with contextlib.AsyncExitStack() as stack:
-            turn = await stack.enter_async_context(_Turn(host.turn(grant.device)))
+            locks = [host.turn(device) for device in sorted(grant.devices)]
+            turn = await stack.enter_async_context(_Turn(locks))
             spare = host.standby.take() if host.standby is not None and model.backend == "torch" else None
             front = await stack.enter_async_context(spare or FrontProcess(host.front_command))
             front.configure(config)
@@ -269,7 +283,7 @@ class Keeper:
                 "replica.starting",
                 replica=replica,
                 model=model.id,
-                device=grant.device,
+                devices=",".join(grant.devices),
                 pid=front.pid,
                 standby=spare is not None,
             )
@@ -339,24 +353,28 @@ _REPORTED = [
 
 
 class _Turn:
-    """A lock that may be let go before its block ends."""
+    """Locks that may be let go before their block ends. Whoever wants several takes them in the same order."""
 
-    def __init__(self, lock: asyncio.Lock) -> None:
-        self._lock = lock
-        self._held = False
+    def __init__(self, locks: Sequence[asyncio.Lock]) -> None:
+        self._locks = locks
+        self._held: list[asyncio.Lock] = []
 
     async def __aenter__(self) -> "_Turn":
-        await self._lock.acquire()
-        self._held = True
+        try:
+            for lock in self._locks:
+                await lock.acquire()
+                self._held.append(lock)
+        except BaseException:
+            self.end()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.end()
 
     def end(self) -> None:
-        if self._held:
-            self._held = False
-            self._lock.release()
+        while self._held:
+            self._held.pop().release()
 
 
 def _want_of_memory(error: Exception) -> Lack | None:
@@ -367,7 +385,7 @@ def _want_of_memory(error: Exception) -> Lack | None:
         return Lack("underestimated", error.device, error.needed_bytes, error.had_bytes)
     if isinstance(error, DoesNotFit):
         return Lack("does_not_fit", "", error.needed_bytes, error.granted_bytes)
-    if isinstance(error, TooManyDevices):  # nor will it with more room: nobody is to be displaced for it again soon
+    if isinstance(error, TooFewDevices | CannotDivide):  # nor with more room: nobody is to be displaced for it
         return Lack("does_not_fit", "", 0, 0)
     return None
 

@@ -1,5 +1,6 @@
 """Who was promised what of this host: memory by device, and cores. Pure; the agent asks before it starts anything."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.agent.errors import NoSuchDevice, NotEnoughMemory
@@ -9,14 +10,24 @@ from worker.agent.errors import NoSuchDevice, NotEnoughMemory
 class Grant:
     """What a replica may use."""
 
-    device: str
-    memory_bytes: int
+    device: str  # of several, the first
+    memory_bytes: int  # on each device
     cores: int
+    others: tuple[str, ...] = ()  # further devices, with as much memory
     is_measured: bool = False  # it has taken what it takes; before, its memory still looks free to the driver
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.device, *self.others)
 
 
 class Ledger:
-    """Grants by holder. Memory is never promised twice; of cores everybody gets at least one."""
+    """Grants by holder. Memory is never promised twice.
+
+    Cores are lent, not given: an idle replica needs none, so one that comes later gets its even share of the host
+    although those that came before were granted all of it.
+    """
 
     def __init__(self, devices: dict[str, int], cores: int) -> None:
         self._capacity = dict(devices)  # bytes
@@ -25,12 +36,12 @@ class Ledger:
 
     @property
     def reserved_cores(self) -> int:
-        """Cores granted."""
+        """Cores lent, all grants together; of several replicas it may be more than there are."""
         return sum(grant.cores for grant in self._grants.values())
 
     def reserved_bytes(self, device: str) -> int:
         """Memory granted on a device."""
-        return sum(grant.memory_bytes for grant in self._grants.values() if grant.device == device)
+        return sum(grant.memory_bytes for grant in self._grants.values() if device in grant.devices)
 
     def available_bytes(self, device: str, free_bytes: int) -> int:
         """What may still be granted on a device whose driver reports `free_bytes`. Raises NoSuchDevice.
@@ -40,22 +51,35 @@ class Ledger:
         """
         if device not in self._capacity:
             raise NoSuchDevice(device, sorted(self._capacity))
-        grants = [grant for grant in self._grants.values() if grant.device == device]
+        grants = [grant for grant in self._grants.values() if device in grant.devices]
         pending = sum(grant.memory_bytes for grant in grants if not grant.is_measured)
         return max(0, min(self._capacity[device] - self.reserved_bytes(device), free_bytes - pending))
 
-    def reserve(self, holder: str, device: str, memory_bytes: int, *, cores: int, free_bytes: int) -> Grant:
-        """Promise memory, and up to `cores` cores. Raises NotEnoughMemory, NoSuchDevice."""
+    def reserve(
+        self,
+        holder: str,
+        device: str,
+        memory_bytes: int,
+        *,
+        cores: int,
+        free_bytes: int,
+        others: Mapping[str, int] | None = None,
+    ) -> Grant:
+        """Promise memory, and lend up to `cores` cores. Raises NotEnoughMemory, NoSuchDevice.
+
+        `others` are further devices, with what is free on each: all of them are promised as much, or none is.
+        """
         assert holder not in self._grants, f"{holder} holds a grant already"
-        available = self.available_bytes(device, free_bytes)
-        if memory_bytes > available:
-            raise NotEnoughMemory(device, memory_bytes, available, self.reserved_bytes(device))
-        granted = max(1, min(cores, self._cores - self.reserved_cores))
-        grant = self._grants[holder] = Grant(device, memory_bytes, granted)
+        for one, free in {device: free_bytes, **(others or {})}.items():
+            available = self.available_bytes(one, free)
+            if memory_bytes > available:
+                raise NotEnoughMemory(one, memory_bytes, available, self.reserved_bytes(one))
+        granted = max(1, min(cores, self._cores))
+        grant = self._grants[holder] = Grant(device, memory_bytes, granted, tuple(others or ()))
         return grant
 
     def measured(self, holder: str, memory_bytes: int) -> None:
-        """What a replica really took. The larger of both numbers stands."""
+        """What a replica really took, on the device where it took most. The larger of both numbers stands."""
         grant = self._grants[holder]
         grant.memory_bytes = max(grant.memory_bytes, memory_bytes)
         grant.is_measured = True

@@ -65,4 +65,5 @@ class MemoryBook:
 
 
 def _key(model: ModelRecord, device_kind: str) -> str:
-    return " ".join((model.id, model.source, model.revision, model.dtype, model.quantization, device_kind))
+    parts = (model.id, model.source, model.revision, model.dtype, model.quantization, device_kind)
+    return " ".join(parts if model.devices == 1 else (*parts, f"over {model.devices}"))

@@ -8,6 +8,7 @@ from shared.records import ModelRecord
 from worker.models import plan as planning
 from worker.models.draft import draft_path
 from worker.models.embedding_plan import embedding_bytes
+from worker.models.errors import CannotDivide
 
 BLOCK_TOKENS = 32  # for rounding; the rank divides what it is granted by its own block size
 CACHE_TOKENS_PER_SLOT = 2048  # what a job holds on average, generously
@@ -35,9 +36,15 @@ def size(
 ) -> Size:
     """The size of a replica within `available_bytes`. Raises ModelError (DoesNotFit, with the numbers, among others).
 
+    Of a replica over several devices it is what each of them has to give.
+
     The cache is not made as large as the device allows: others may want to live there. It holds one sequence of the
     model's whole context, or a usual one for every slot, unless the model's options say how many tokens.
     """
+    if model.devices > 1 and model.backend == "synthetic":
+        raise CannotDivide(path, model.devices, "it is synthetic, so there is nothing to divide")
+    if model.devices > 1 and model.task == "embed":
+        raise CannotDivide(path, model.devices, "embedding models are not divided")
     if model.backend == "synthetic":
         return Size(SYNTHETIC_BYTES, slots)
     if model.task == "embed":
@@ -60,6 +67,8 @@ def size(
         prefill_tokens=prefill_tokens,
         context_limit=model.context_limit,
         draft=draft_path(model.options, device_kind),
+        options=model.options,
+        devices=model.devices,
     )
     tokens = int(model.options.get(CACHE_TOKENS) or max(plan.context_limit, slots * CACHE_TOKENS_PER_SLOT))
     needed = plan.bytes_with(-(-tokens // BLOCK_TOKENS) + 1)
@@ -85,6 +94,8 @@ def estimate(path: Path, model: ModelRecord, *, device_kind: str, slots: int, pr
         prefill_tokens=prefill_tokens,
         context_limit=model.context_limit,
         draft=draft_path(model.options, device_kind),
+        options=model.options,
+        devices=model.devices,
     )
     floor_blocks = -(-min(planning.FLOOR_TOKENS, plan.context_wanted) // BLOCK_TOKENS)
     return Estimated(

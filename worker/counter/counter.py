@@ -9,10 +9,10 @@ from typing import Protocol
 import msgspec
 
 from shared.log import get
-from shared.messages import Count, Counted, Prompt, encode
+from shared.messages import Count, Counted, Prompt, encode, no_sight
 from shared.records import ModelRecord
 from worker.counter.files import NotHere, NotToBeHad, directory
-from worker.text.errors import CheckpointError, PromptError
+from worker.text.errors import CheckpointError, NoSight, PromptError
 from worker.text.model_text import ModelText
 
 MAX_KEPT = 4  # tokenizers; a large one takes a few hundred megabytes
@@ -51,6 +51,9 @@ class Counter:
             return encode(Counted(problem="invalid_request", message=f"The count cannot be read: {error}."))
         try:
             return encode(Counted(tokens=len(self._text(asked.model).encode(asked.prompt))))
+        except NoSight as error:
+            message = no_sight(asked.model.id, error.param)
+            return encode(Counted(problem="invalid_request", message=message, param=error.param))
         except PromptError as error:
             return encode(Counted(problem="invalid_request", message=error.message, param=error.param))
         except NotHere as error:
@@ -63,7 +66,15 @@ class Counter:
 
     def _text(self, model: ModelRecord) -> Encoder:
         """The model's text side. Those who ask for it while it is loaded wait for that."""
-        key = msgspec.json.encode([model.source, model.revision, model.chat_template, model.tool_convention])
+        key = msgspec.json.encode(
+            [
+                model.source,
+                model.revision,
+                model.chat_template,
+                model.tool_convention,
+                model.options.get("image_tokens"),
+            ]
+        )
         with self._lock:
             if (known := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
@@ -84,4 +95,6 @@ class Counter:
 
 
 def _load(path: Path, model: ModelRecord) -> Encoder:
-    return ModelText.load(path, chat_template=model.chat_template, tool_convention=model.tool_convention)
+    return ModelText.load(
+        path, chat_template=model.chat_template, tool_convention=model.tool_convention, options=model.options
+    )

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worker.engine.cache_space import WindowCap
 from worker.engine.draft_model import DraftRunner
-from worker.engine.engine import Runner
+from worker.engine.engine import Runner, Sight
 from worker.protocol import RankConfig
+
+if TYPE_CHECKING:
+    from worker.engine.parallel.group import Group
 
 Report = Callable[[str, int, int], None]  # stage (read, warm up), bytes read, bytes in all
 
@@ -27,17 +31,20 @@ class Backend:
     num_host_blocks: int = 0  # of the cache's second tier
     speculate: bool = False  # guessing tokens ahead may pay
     draft: tuple[DraftRunner, int] | None = None  # whom to ask for guesses, and the tokens that it can read
+    sight: Sight | None = None  # of a model that takes images
 
 
-def load_backend(config: RankConfig, report: Report) -> Backend:
-    """Load what the configuration names. Raises ModelError for whatever is wrong with model or grant."""
+def load_backend(config: RankConfig, report: Report, group: "Group | None" = None) -> Backend:
+    """Load what the configuration names, over a group's ranks if it has others. Raises ModelError for whatever is wrong
+    with model or grant.
+    """
     match config.backend:
         case "synthetic":
             return _synthetic(config)
         case "torch":
             from worker.engine.torch_backend import load_torch
 
-            return load_torch(config, report)
+            return load_torch(config, report, group)
 
 
 def _synthetic(config: RankConfig) -> Backend:
@@ -61,6 +68,18 @@ def _synthetic(config: RankConfig) -> Backend:
         is_warm=True,
         measure=resident_bytes,
     )
+
+
+def taken_bytes(device: str, cache_bytes: int) -> int:
+    """What this process takes of its device; on a CPU with the whole cache, which fills only with use."""
+    if not device.startswith("cuda"):
+        return resident_bytes() + cache_bytes
+    import torch
+
+    from worker.models.plan import FIXED_BYTES
+
+    # The allocator knows its own part; the context is not visible from within.
+    return torch.cuda.memory_reserved(device) + FIXED_BYTES["cuda"]
 
 
 def resident_bytes() -> int:

@@ -25,6 +25,17 @@ class BlockTable:
         self.num_dropped = 0
         self._runs: list[Run] = []
 
+    @classmethod
+    def of(cls, block_tokens: int, num_dropped: int, runs: list[Run]) -> "BlockTable":
+        """A table with these runs, the last of which may end within a block."""
+        table = cls(block_tokens)
+        table.num_dropped = num_dropped
+        table._runs = runs
+        for run in runs:
+            first = run.slot // block_tokens
+            table.blocks += range(first, first - (run.start - run.stop) // block_tokens)
+        return table
+
     @property
     def num_blocks(self) -> int:
         """Blocks from position 0 on, those dropped included."""

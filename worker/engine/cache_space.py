@@ -157,7 +157,7 @@ class CacheSpace:
         first, stop = sequence.num_computed // self.block_tokens, num_computed // self.block_tokens
         sequence.num_computed = num_computed
         if first < stop:
-            extend_chain(sequence.chain, sequence.ids, self.block_tokens, stop)
+            extend_chain(sequence.chain, sequence.keys, self.block_tokens, stop)
             for index in range(first, stop):
                 self._publish(sequence, index, sequence.chain[index], self.block_tokens)
         if self._window:
@@ -169,7 +169,7 @@ class CacheSpace:
         index, num_tokens = divmod(sequence.num_computed, self.block_tokens)
         if num_tokens:
             parent = sequence.chain[index - 1] if index else b""
-            ids = sequence.ids[index * self.block_tokens : sequence.num_computed]
+            ids = sequence.keys[index * self.block_tokens : sequence.num_computed]
             self._publish(sequence, index, name_block(parent, ids), num_tokens)
 
     def release(self, sequence: Sequence) -> None:
@@ -196,7 +196,7 @@ class CacheSpace:
         if is_first and shelf.window is None:
             start = index * self.block_tokens
             parent = sequence.chain[index - 1] if index else b""
-            self.branches.add(parent, name, sequence.ids[start : start + num_tokens])
+            self.branches.add(parent, name, sequence.keys[start : start + num_tokens])
             if num_tokens < self.block_tokens:
                 sequence.tail, sequence.tail_index = name, index
 
@@ -204,7 +204,7 @@ class CacheSpace:
         """The longest known beginning. Never the last token: that one is computed, to sample what comes next."""
         usable = len(sequence.ids) - 1
         count = usable // self.block_tokens
-        extend_chain(sequence.chain, sequence.ids, self.block_tokens, count)
+        extend_chain(sequence.chain, sequence.keys, self.block_tokens, count)
         best = unbroken = 0
         for index, name in enumerate(sequence.chain[:count]):
             if not self._full.is_known(name):
@@ -216,7 +216,7 @@ class CacheSpace:
             best = index + 1
         start = best * self.block_tokens
         parent = sequence.chain[best - 1] if best else b""
-        partial = self.branches.find(parent, sequence.ids[start : min(start + self.block_tokens, usable)])
+        partial = self.branches.find(parent, sequence.keys[start : min(start + self.block_tokens, usable)])
         if partial and (
             partial.num_tokens < max(1, self.block_tokens // _SHARED_SHARE)
             or any(shelf.pool.find(partial.name) is None for shelf in self._shelves)

@@ -1,17 +1,18 @@
 """The serving loop of an embedding model: as `Engine`, but every input is done in one step and nothing is kept.
 
-Jobs take turns, so that one with thousands of inputs holds up no other, and batch jobs wait behind the rest. A step is
-as many inputs as fit its tokens when all are padded to the longest. Pure but for the encoder, which is passed in.
+Owners and their jobs take turns (`turns`), so that one with thousands of inputs holds up no other, and batch jobs wait
+behind the rest. A step is as many inputs as fit its tokens when all are padded to the longest. Pure but for the
+encoder, which is passed in.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from shared import log
 from worker.engine.errors import DeviceLost
+from worker.engine.turns import Turns, Waiting
 from worker.protocol import Output, Refused, Step, Submit
 from worker.stamp import Stamp
 
@@ -26,12 +27,6 @@ class Encoder(Protocol):
     def embed(self, batch: list[list[int]]) -> list[bytes]:
         """The vector of each input as little-endian float32. Raises DeviceLost when nothing can run any more."""
         ...
-
-
-@dataclass(slots=True)
-class _Job:
-    key: str
-    left: deque[tuple[int, list[int]]]  # (index, ids), the longest first, so that neighbours need little padding
 
 
 _Row = tuple[str, int, list[int]]  # key, index, ids
@@ -58,20 +53,19 @@ class EmbeddingEngine:
         self._max_waiting = max_waiting
         self._clock = clock
         self._token_s = token_s  # how long a token of a step takes; a running average
-        self._interactive: deque[_Job] = deque()
-        self._batch: deque[_Job] = deque()
+        self._jobs = Turns()
         self._num_steps = 0
         self._report = Step()
 
     @property
     def has_work(self) -> bool:
         """Whether a step would compute or report anything."""
-        return bool(self._interactive or self._batch or self._report.outputs or self._report.refused)
+        return bool(self._jobs or self._report.outputs or self._report.refused)
 
     @property
     def num_waiting(self) -> int:
         """Inputs that no step has taken yet."""
-        return sum(len(job.left) for job in (*self._interactive, *self._batch))
+        return sum(len(job.left) for job in self._jobs)
 
     def submit(self, job: Submit) -> None:
         """Take a job in. What cannot run comes out of the next step as Refused."""
@@ -81,16 +75,16 @@ class EmbeddingEngine:
             self._report.refused.append(refused)
             return
         rows = sorted(((index, job.inputs[index]) for index in wanted), key=lambda row: -len(row[1]))
-        (self._batch if job.batch_class else self._interactive).append(_Job(job.key, deque(rows)))
+        self._jobs.enter(Waiting(job.key, job.owner, job.batch_class, deque(rows)))
 
     def abort(self, choices: Iterable[tuple[str, int]]) -> None:
         """Drop these (key, index), -1 for all inputs; nothing more is reported of them."""
         for key, index in choices:
-            for jobs in (self._interactive, self._batch):
-                for job in [one for one in jobs if one.key == key]:
+            for job in self._jobs:
+                if job.key == key:
                     job.left = deque(row for row in job.left if index not in (-1, row[0]))
                     if not job.left:
-                        jobs.remove(job)
+                        self._jobs.leave(job)
             report = self._report
             report.outputs = [out for out in report.outputs if out.key != key or index not in (-1, out.choice)]
 
@@ -106,7 +100,7 @@ class EmbeddingEngine:
             self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
         report, self._report = self._report, Step()
         report.running = len({key for key, _, _ in rows})
-        report.waiting = len(self._interactive) + len(self._batch)
+        report.waiting = len(list(self._jobs))
         if self._stamp and not self.has_work:
             self._stamp.write(self._num_steps, "idle")
         return report
@@ -115,7 +109,7 @@ class EmbeddingEngine:
         vocab_size, limit = self._encoder.vocab_size, self._context_limit
         if not wanted or not all(0 <= index < len(job.inputs) and job.inputs[index] for index in wanted):
             return Refused(job.key, "invalid_request", "An embedding needs inputs, and none of them empty.")
-        if any(one.key == job.key for one in (*self._interactive, *self._batch)):
+        if any(one.key == job.key for one in self._jobs):
             return Refused(job.key, "invalid_request", "A job of this key was running already; both have ended.")
         for index in wanted:
             ids = job.inputs[index]
@@ -129,21 +123,16 @@ class EmbeddingEngine:
         return None
 
     def _take(self) -> list[_Row]:
-        """The inputs of the next step: one of each job in turn, as long as they fit; always at least one."""
+        """The inputs of the next step, each by its turn, as long as they fit; always at least one."""
         rows: list[_Row] = []
         longest = 0
-        for jobs in (self._interactive, self._batch):
-            while jobs:
-                job = jobs[0]
-                index, ids = job.left[0]
-                if rows and (len(rows) + 1) * max(longest, len(ids)) > self._step_tokens:
-                    return rows
-                longest = max(longest, len(ids))
-                rows.append((job.key, index, ids))
-                job.left.popleft()
-                jobs.rotate(-1)  # the next turn is another's
-                if not job.left:
-                    jobs.pop()
+        while self._jobs:
+            job = self._jobs.first()
+            _, ids = job.left[0]
+            if rows and (len(rows) + 1) * max(longest, len(ids)) > self._step_tokens:
+                break
+            longest = max(longest, len(ids))
+            rows.append((job.key, *self._jobs.take(job)))
         return rows
 
     def _run(self, rows: list[_Row]) -> None:

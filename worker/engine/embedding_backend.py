@@ -9,6 +9,7 @@ import torch
 from worker.engine.backends import Report, resident_bytes
 from worker.engine.embedder import Embedder, load_embedder
 from worker.engine.embedding import EmbeddingEngine
+from worker.engine.process import torch_device
 from worker.engine.threads import num_threads
 from worker.models.errors import NotServable
 from worker.models.files import check_directory
@@ -27,14 +28,14 @@ def load_embedding(config: RankConfig, report: Report, stamp: Stamp, started: fl
         raise NotServable(f"the back end {config.backend} makes no embeddings; use torch")
     torch.set_num_threads(num_threads(config.threads))
     torch.set_num_interop_threads(1)
-    path, device = Path(config.path), torch.device(config.device)
+    path, device = Path(config.path), torch.device(torch_device(config.device))
     check_directory(path)
     tensors = read_headers(path)
     dtype = resolve_dtype(config.dtype, read_shape(path).dtype or stored_dtype(tensors), device.type)
     pooling = read_pooling(path, {name: config.options[name] for name in _OPTIONS if name in config.options})
     total = sum(tensor.stored_bytes for tensor in tensors)
     report("read", 0, total)
-    embedder = load_embedder(path, pooling, device=config.device, dtype=dtype)
+    embedder = load_embedder(path, pooling, device=str(device), dtype=dtype)
     report("read", total, total)
     report("warm up", 0, 0)
     limit = embedding_context(path, config.context_limit)

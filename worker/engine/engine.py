@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sequence_
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from shared import log
 from worker.engine.admission import Limits, refusal
@@ -19,6 +19,8 @@ from worker.engine.plan import Row, Sampled, StepPlan, Transfer
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.speculation import Speculation, judge
+from worker.engine.vision.opening import Opening
+from worker.engine.vision.visual import Glance, Visual
 from worker.protocol import Output, Prefilling, Refused, Step, Submit
 from worker.stamp import Stamp
 
@@ -47,6 +49,30 @@ class Runner(Protocol):
         ...
 
 
+class Sight(Protocol):
+    """Makes jobs' images ready. `worker.engine.vision.sight.Sight` is the real one."""
+
+    def open(self, job: Submit) -> Future[Any]:
+        """Begin with a job's images; what comes of it is for `visual`."""
+        ...
+
+    def visual(self, job: Submit, ready: Any) -> Visual:
+        """The job's images, once they are ready."""
+        ...
+
+    def glance(self) -> Glance:
+        """What the next step may see for the first time."""
+        ...
+
+    def num_unseen(self, rows: Iterable[Row]) -> int:
+        """Tokens of images that these rows see for the first time."""
+        ...
+
+    def predict_s(self, num_tokens: int) -> float:
+        """Seconds that so many tokens of images should take, beside what they take as tokens."""
+        ...
+
+
 class Engine:
     """One model's jobs, from `submit` to the outputs of `step`. Not for use by several threads.
 
@@ -59,6 +85,7 @@ class Engine:
         draft: a small model of the same vocabulary to ask for guesses, and the tokens that it can read; its cache has
             the runner's blocks.
         grammars: holds outputs to what their jobs ask; None: jobs that ask for it are refused.
+        sight: makes images ready; None: jobs with images are refused.
         slots: sequences (choices) that run at once.
         prefill_tokens: tokens of one step, decode rows included.
         context_limit: tokens of prompt and output that one sequence may have.
@@ -81,6 +108,7 @@ class Engine:
         speculate: bool = True,
         draft: tuple[DraftRunner, int] | None = None,
         grammars: Grammars | None = None,
+        sight: Sight | None = None,
         stamp: Stamp | None = None,
         max_waiting: int = 4096,
         clock: Callable[[], float] = time.monotonic,
@@ -100,7 +128,9 @@ class Engine:
             step_tokens=prefill_tokens,
             pace=self._pace,
             speculation=Speculation(self._pace, model) if speculate else None,
+            glance=sight.glance if sight else None,
         )
+        self._sight = sight
         self._guard = Guard(lambda plan: runner.run(plan), max(prefill_tokens, slots + 1))
         self._limits = Limits(runner.vocab_size, context_limit, num_blocks * block_tokens)
         self._stamp = stamp
@@ -110,7 +140,7 @@ class Engine:
         self._num_steps = 0
         self._report = Step()
         self._grammars = grammars
-        self._opening: list[tuple[Submit, Future[list[Matcher]]]] = []  # jobs whose grammars are being made ready
+        self._opening: list[Opening] = []  # jobs whose grammars or images are being made ready
         self._told: dict[str, float] = {}  # when each key's prefill was last reported
 
     @property
@@ -126,22 +156,26 @@ class Engine:
         A key that is running already ends that job too: its two owners cannot be told apart.
         """
         refused = refusal(job, self._limits)
-        if not refused and (self._scheduler.has_job(job.key) or any(job.key == one.key for one, _ in self._opening)):
+        if not refused and (self._scheduler.has_job(job.key) or any(job.key == one.job.key for one in self._opening)):
             refused = Refused(job.key, "invalid_request", "A job of this key was running already; both have ended.")
-        num_opening = sum(len(one.choices) for one, _ in self._opening)
+        num_opening = sum(len(one.job.choices) for one in self._opening)
         if not refused and self._scheduler.num_waiting + num_opening + len(job.choices) > self._max_waiting:
             refused = Refused(job.key, "capacity", f"More than {self._max_waiting} sequences would be waiting.")
         if refused:
             self._refuse(refused)
             return
-        if not job.grammar:
+        if not job.grammar and not job.images:
             self._add(job, itertools.repeat(None))
-        elif self._grammars is None:
+        elif job.grammar and self._grammars is None:
             self._refuse(Refused(job.key, "invalid_request", "This replica's engine takes no constraints."))
+        elif job.images and self._sight is None:
+            self._refuse(Refused(job.key, "invalid_request", "This replica's engine takes no images."))
         else:
-            self._opening.append((job, self._grammars.open(job)))
+            grammar = self._grammars.open(job) if self._grammars and job.grammar else None
+            images = self._sight.open(job) if self._sight and job.images else None
+            self._opening.append(Opening(job, grammar, images))
 
-    def _add(self, job: Submit, matchers: Iterable[Matcher | None]) -> None:
+    def _add(self, job: Submit, matchers: Iterable[Matcher | None], visual: Visual | None = None) -> None:
         arrival = next(self._arrivals)
         for choice, matcher in zip(job.choices, matchers, strict=False):
             sequence = Sequence(
@@ -152,6 +186,7 @@ class Engine:
                 block_tokens=self._space.block_tokens,
             )
             sequence.grammar = matcher
+            sequence.visual = visual
             reason = _finish(sequence)
             if not reason:
                 sequence.unreported = _force(sequence)
@@ -163,34 +198,46 @@ class Engine:
                 self._scheduler.add(sequence)
 
     def _add_opened(self) -> None:
-        """Take in the jobs whose grammars are ready. With nothing else to do, wait for one a moment."""
+        """Take in the jobs whose grammars and images are ready. With nothing else to do, wait for one a moment."""
         if not self._opening:
             return
         scheduler = self._scheduler
         is_idle = not (scheduler.num_running or scheduler.num_waiting or self._report.outputs or self._report.refused)
-        wait([ready for _, ready in self._opening], _OPENING_WAIT_S if is_idle else 0, FIRST_COMPLETED)
+        waits = [future for one in self._opening for future in one.futures if not future.done()]
+        if is_idle and waits:
+            wait(waits, _OPENING_WAIT_S, FIRST_COMPLETED)
         opening, self._opening = self._opening, []
-        for job, ready in opening:
-            if not ready.done():
-                self._opening.append((job, ready))
+        for one in opening:
+            if not one.is_done:
+                self._opening.append(one)
                 continue
+            job = one.job
             try:
-                self._add(job, ready.result())
+                visual = None
+                if self._sight and one.images:
+                    visual = self._sight.visual(job, one.images.result())
+                self._add(job, one.grammar.result() if one.grammar else itertools.repeat(None), visual)
             except GrammarRefused as error:
                 self._refuse(Refused(job.key, "invalid_request", str(error)))
             except Exception as error:
-                _log.exception("engine.grammar_failed", key=job.key)
+                _log.exception("engine.opening_failed", key=job.key)
                 self._refuse(Refused(job.key, "engine_error", f"{type(error).__name__}: {error}"))
 
     def abort(self, choices: Iterable[tuple[str, int]]) -> None:
         """Drop these (key, choice), -1 for all choices, in whatever phase; nothing more is reported of them."""
         for key, choice in choices:
             if choice == -1:
-                self._opening = [(job, ready) for job, ready in self._opening if job.key != key]
+                self._forget_opening(key)
             self._scheduler.abort(key, choice)
             report = self._report
             report.outputs = [out for out in report.outputs if out.key != key or choice not in (-1, out.choice)]
             self._forget(key)
+
+    def _forget_opening(self, key: str) -> None:
+        for one in self._opening:
+            if one.job.key == key:
+                one.cancel()
+        self._opening = [one for one in self._opening if one.job.key != key]
 
     def step(self) -> Step:
         """Compute the next step and return all that happened since the last one."""
@@ -211,11 +258,12 @@ class Engine:
         num_decoding, num_drafts = len(plan.rows), 0
         if num_tokens > num_decoding:
             num_decoding, num_drafts = plan.num_decoding, plan.num_drafts
+        has_unseen = bool(self._sight and self._sight.num_unseen(plan.rows))
         started = self._clock()
         if plan.transfers:
             self._runner.transfer(plan.transfers)
         results = self._guard.run(plan, self._write_stamp)
-        if self._num_steps == num_attempts and not plan.transfers:
+        if self._num_steps == num_attempts and not plan.transfers and not has_unseen:
             self._pace.learn(num_tokens, self._clock() - started, num_decoding=num_decoding, num_drafts=num_drafts)
         for row, result in results:
             if isinstance(result, Exception):
@@ -291,6 +339,8 @@ class Engine:
         if self._stamp:
             num_tokens, is_decode = plan.num_tokens, plan.is_decode
             predicted_s = self._pace.predict(num_tokens, num_rows=len(plan.rows), is_decode=is_decode)
+            if self._sight:
+                predicted_s += self._sight.predict_s(self._sight.num_unseen(plan.rows))
             self._stamp.write(self._num_steps, "decode" if is_decode else "prefill", predicted_s)
 
 

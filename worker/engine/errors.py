@@ -29,6 +29,13 @@ class DeviceLost(EngineError):
     """The device is in a state that only a new process can leave. End the rank and start it again."""
 
 
+class GroupLost(DeviceLost):
+    """The ranks of a replica can no longer compute together. All of them end, and are started again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the ranks have lost each other: {reason}")
+
+
 class OutOfBlocks(EngineError):
     """More cache blocks were asked for than are free. Ask `can_allocate` first."""
 

@@ -2,22 +2,28 @@
 
 Attention reads the cache as strided views, one view for each run of consecutive blocks, so a sequence in few runs is a
 fast one. This class therefore hands out neighbours where it can.
+
+On a CPU the cache's memory is taken as it is first written, in huge pages for each layer and head: half a gigabyte for
+the first block in a new place. New runs therefore begin between those there were, until the gaps get short.
 """
 
 import heapq
 from collections.abc import Iterator
 
+_LOT = 64  # blocks that are opened at once: 2,048 tokens of 32, a quarter of a huge page of a head of 128 in bfloat16
+_SHORT_GAP = 32  # blocks: rather than divide a shorter gap, or one of less than twice what is wanted, others are opened
+
 
 class FreeRuns:
-    """A set of block ids, kept as maximal runs. All blocks are free at first."""
+    """A set of block ids, kept as maximal runs. All blocks are free at first, and shut until there is need of them."""
 
     def __init__(self, num_blocks: int) -> None:
         self._length: dict[int, int] = {}  # first block of a run → its length
         self._first: dict[int, int] = {}  # last block of a run → its first
         self._longest: list[tuple[int, int]] = []  # heap of (-length, first); outdated entries are skipped when met
+        self._num_blocks = num_blocks
+        self._num_open = 0
         self.num_free = num_blocks
-        if num_blocks:
-            self._put(0, num_blocks)
 
     def take(self, count: int, after: int | None) -> list[int]:
         """Remove `count` blocks, by preference the ones right behind block `after`, which is in use.
@@ -28,9 +34,13 @@ class FreeRuns:
         taken: list[int] = []
         while len(taken) < count:
             wanted = count - len(taken)
+            if after is not None and after + 1 == self._num_open:
+                self._open(wanted)
             if after is not None and after + 1 in self._length:
                 first, offset = after + 1, 0
             else:
+                while self._num_open < self._num_blocks and self._longest_length() < max(2 * wanted, _SHORT_GAP):
+                    self._open(2 * wanted)
                 first = self._find_longest()
                 offset = max(0, self._length[first] - wanted) // 2 if first else 0
             length = self._drop(first)
@@ -59,6 +69,19 @@ class FreeRuns:
         """Every free block, in no particular order."""
         for first, length in self._length.items():
             yield from range(first, first + length)
+        yield from range(self._num_open, self._num_blocks)
+
+    def _open(self, wanted: int) -> None:
+        """Let further blocks be taken, at least so many if they are there."""
+        first = self._num_open
+        self._num_open = min(self._num_blocks, first + -(-wanted // _LOT) * _LOT)
+        if first == self._num_open:
+            return
+        length = self._num_open - first
+        if first - 1 in self._first:
+            first = self._first[first - 1]
+            length += self._drop(first)
+        self._put(first, length)
 
     def _put(self, first: int, length: int) -> None:
         self._length[first] = length
@@ -72,6 +95,9 @@ class FreeRuns:
         length = self._length.pop(first)
         del self._first[first + length - 1]
         return length
+
+    def _longest_length(self) -> int:
+        return self._length[self._find_longest()] if self._length else 0
 
     def _find_longest(self) -> int:
         while True:

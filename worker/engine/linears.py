@@ -24,6 +24,7 @@ from torch import Tensor
 from shared import log
 from worker.engine.native import library
 from worker.engine.native.matrix import Kind, PackedMatrix, can_pack
+from worker.models.mapped import settled
 
 _log = log.get(__name__)
 
@@ -115,9 +116,7 @@ def make_linear(weight: Tensor, bias: Tensor | None, choice: LinearChoice) -> Li
     for name in _candidates(weight, choice):
         if _works(name, weight.dtype):
             return _KINDS[name](weight.detach(), None if bias is None else bias.detach())
-    if choice.quantization:  # it may still be in its file: see `worker.models.mapped`
-        weight = weight.detach().clone()
-    return PlainLinear(weight, bias)
+    return PlainLinear(settled(weight), bias)
 
 
 def _candidates(weight: Tensor, choice: LinearChoice) -> list[str]:

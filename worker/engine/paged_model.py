@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,14 @@ from worker.engine.cache_space import WindowCap
 from worker.engine.paged import PagedAttention, Span
 from worker.engine.plan import Row, Transfer
 from worker.engine.probe import probe
+
+
+class Sees(Protocol):
+    """Computes rows of which some have images. `worker.engine.vision.seer.Seer` does."""
+
+    def logits(self, rows: Sequence[Row], packed: Tensor, kept: Tensor, /) -> Tensor:
+        """Of the packed tokens `kept`; the first rows of `packed` are ids and positions."""
+        ...
 
 
 class PagedModel:
@@ -39,6 +48,7 @@ class PagedModel:
         num_host_blocks: int = 0,
         is_native: bool = False,
     ) -> None:
+        self.seer: Sees | None = None  # for sequences with images
         found = probe(model)
         self._is_native = is_native
         self.vocab_size = found.vocab_size
@@ -103,6 +113,8 @@ class PagedModel:
         )
         options = {"logits_to_keep": keep_index} if self._can_keep else {}
         with answered_by(attention):
+            if self.seer is not None and any(row.sequence.visual is not None for row in rows):
+                return self.seer.logits(rows, packed, keep_index)
             output = self._model(input_ids=packed[:1], position_ids=packed[1:2], use_cache=False, **options)
         logits: Tensor = output.logits[0]
         return logits if self._can_keep else logits[keep_index]

@@ -6,9 +6,13 @@
 
 Packing uses up the model, so a path that turns out wrong cannot be left for the next one: whoever loads the model loads
 it again and forbids that path (see `torch_backend`).
+
+The fast path computes every layer of a kind by the same code, so it is compared on the first layers, as many as show
+all kinds; the general path, where layers may do anything, on the whole model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -29,6 +33,7 @@ from worker.engine.native.matrix import Kind
 from worker.engine.paged_model import PagedModel
 from worker.engine.plan import Row, Transfer
 from worker.engine.probe import LayerShape, probe
+from worker.engine.shallow import first_layers, num_telling
 from worker.engine.surgery import operate
 from worker.models import mapped
 
@@ -103,6 +108,7 @@ class Prepared:
     shapes: list[LayerShape]
     weights_bytes: int
     make: Callable[..., Computes]  # the arguments of `FastModel` after its shapes
+    make_trial: Callable[..., Computes] | None = None  # of the layers that are compared, where these are not all
 
 
 def prepare(model: nn.Module, dtype: torch.dtype, choice: PathChoice, *, verify: bool, consume: bool) -> Prepared:
@@ -119,13 +125,19 @@ def prepare(model: nn.Module, dtype: torch.dtype, choice: PathChoice, *, verify:
         WrongResult: that path gives something else than the model itself; forbid it.
         UnsupportedArchitecture: none can compute the model.
     """
-    found = probe(model)
     decoder = _describe(model, choice) if choice.path == "fast" else None
-    expected = self_test.reference(model, found.vocab_size) if verify else None
+    body: Any = model.model if decoder is not None else None
+    num_layers = num_telling(body.layers) if decoder is not None else 0
+    with first_layers(body, num_layers) if decoder is not None else nullcontext():
+        found = probe(model)
+        expected = self_test.reference(model, found.vocab_size) if verify else None
+    shapes = list(found.layers.values())
     if decoder is not None:
-        prepared = _prepare_fast(model, decoder, choice, list(found.layers.values()), consume=consume)
+        if shapes != decoder.shapes[:num_layers]:
+            raise WrongResult(type(model).__name__, "fast", "its layers keep something else than is described")
+        prepared = _prepare_fast(model, decoder, choice, num_layers, consume=consume)
     else:
-        prepared = _prepare_generic(model, choice, list(found.layers.values()))
+        prepared = _prepare_generic(model, choice, shapes)
     if held := mapped.of(model):
         held.end(model)
     if expected is not None:
@@ -157,7 +169,7 @@ def _describe(model: nn.Module, choice: PathChoice) -> Decoder | None:
 
 
 def _prepare_fast(
-    model: nn.Module, decoder: Decoder, choice: PathChoice, shapes: list[LayerShape], *, consume: bool
+    model: nn.Module, decoder: Decoder, choice: PathChoice, num_trial_layers: int, *, consume: bool
 ) -> Prepared:
     release = mapped.releasing(model, _release if consume else _keep)
     reason = "it is switched off" if not (choice.is_native and choice.is_packed) else None
@@ -170,12 +182,19 @@ def _prepare_fast(
         release(model.get_input_embeddings())  # type: ignore[operator]
     else:
         _log.info("path.torch", reason=reason)
+        embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+        embedding.data = mapped.settled(embedding.data)  # here once, for the model and its description
+        decoder = replace(decoder, embedding=embedding.detach())
     made = native or PlainDecoder(decoder, choice.linears, release)
+    shapes = decoder.shapes
 
     def make(*arguments: Any, scratch_bytes: int = 0, **options: Any) -> Computes:
         return FastModel(made, shapes, *arguments, **options)
 
-    return Prepared("fast native" if native else "fast torch", shapes, made.weights_bytes, make)
+    def make_trial(*arguments: Any) -> Computes:
+        return FastModel(made, shapes[:num_trial_layers], *arguments)
+
+    return Prepared("fast native" if native else "fast torch", shapes, made.weights_bytes, make, make_trial)
 
 
 def _prepare_generic(model: nn.Module, choice: PathChoice, shapes: list[LayerShape]) -> Prepared:
@@ -194,7 +213,8 @@ def _verify(
     prepared: Prepared, expected: list[Tensor], dtype: torch.dtype, choice: PathChoice, architecture: str
 ) -> None:
     try:
-        computes = prepared.make(dtype, self_test.TEST_BLOCKS, self_test.TEST_BLOCK_TOKENS)
+        make = prepared.make_trial or prepared.make
+        computes = make(dtype, self_test.TEST_BLOCKS, self_test.TEST_BLOCK_TOKENS)
         error = self_test.compare(computes, expected, dtype, choice.quantization)
     except Exception as failure:
         raise WrongResult(architecture, prepared.path, f"{type(failure).__name__}: {failure}") from failure

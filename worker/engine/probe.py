@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worker.engine.attention import NAME, Call, answered_by
 from worker.engine.errors import UnsupportedArchitecture
+from worker.engine.vision.parts import let_alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,9 @@ def probe(model: nn.Module) -> Probe:
 
 
 def use_engine_attention(model: nn.Module) -> None:
-    """Let the model's layers call this engine's attention."""
+    """Let the model's layers call this engine's attention, but for those that read images."""
     model.set_attn_implementation(NAME)  # type: ignore[operator]
+    let_alone(model)
 
 
 def _check_declared_layers(model: nn.Module, layers: dict[nn.Module, LayerShape], architecture: str) -> None:

@@ -1,5 +1,6 @@
 """The first steps of a loaded model: what the largest one takes is measured, and first times are over."""
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,20 @@ import torch
 from worker.engine.engine import Engine
 from worker.protocol import Choice, Sample, Submit
 
+_CPU_TOKENS = 32
+
+
+def trial_tokens(num_tokens: int, device: torch.device) -> int:
+    """How many tokens to try, to learn of a step of `num_tokens`.
+
+    A device is tried with all of them. On a CPU each takes its time, and what a step takes grows with its tokens: a few
+    are computed and memory is taken to be in proportion. What does not grow makes that too much rather than too little.
+    """
+    return min(num_tokens, _CPU_TOKENS) if device.type == "cpu" else num_tokens
+
 
 def warm_up(engine: Engine, num_tokens: int, vocab_size: int) -> None:
-    """Run the longest prompt chunk and a decode step once, so that no request pays for first times or meets a fault."""
+    """Run a prompt chunk and a decode step once, so that no request pays for first times or meets a fault."""
     prompt = [number % vocab_size for number in range(max(1, num_tokens))]
     engine.submit(Submit(key="warm up", prompt=prompt, choices=[Choice(0)], sample=Sample(seed=0, max_tokens=2)))
     while engine.has_work:
@@ -26,12 +38,19 @@ def peak_bytes(work: Callable[[], None], device: torch.device) -> int | None:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    _give_back()
     if not _forget_peak():
         work()
         return None
     before = _status_bytes("VmRSS")
     work()
     return _status_bytes("VmHWM") - before
+
+
+def _give_back() -> None:
+    """What the allocator keeps for later goes back to the system, so that work that takes it again is seen to."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _forget_peak() -> bool:

@@ -10,8 +10,8 @@ ignored: the front decides.
 import argparse
 import contextlib
 import os
-import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from shared.process import die_with_parent
 from worker.channel import Channel, ChannelClosed
+from worker.engine.process import end_with_channel, prepare, prepare_libraries
 from worker.protocol import (
     Abort,
     Fatal,
@@ -27,6 +28,7 @@ from worker.protocol import (
     FrontToRank,
     Loading,
     RankConfig,
+    Ranks,
     Ready,
     Stop,
     Submit,
@@ -39,11 +41,13 @@ if TYPE_CHECKING:  # both come after the stamp, because importing them takes tim
     from worker.engine.backends import Backend
     from worker.engine.embedding import EmbeddingEngine
     from worker.engine.engine import Engine
+    from worker.engine.parallel.group import Group
 
     AnyEngine = Engine | EmbeddingEngine
 
 _PROGRESS_INTERVAL_S = 0.1
 _MAX_FATAL = 2000  # characters
+_LAST_WORDS_S = 2.5  # for whoever knows why another rank ended, to say so and end this process
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     die_with_parent(options.parent_pid)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    channel = Channel.from_fd(options.channel_fd)
-    _end_with_channel(options.channel_fd)
+    channel = _Voice.from_fd(options.channel_fd)
+    end_with_channel(options.channel_fd)
     try:
         _run(channel, stamp, is_warm=options.warm)
     except ChannelClosed:
@@ -76,15 +80,16 @@ def _run(channel: Channel, stamp: Stamp, *, is_warm: bool) -> None:
     config = frames.pop(0)
     if not isinstance(config, RankConfig):
         raise TypeError(f"the first frame must be rank_config, not {type(config).__name__}")
-    _prepare(config)
-    engine, ready = _load(config, channel, stamp, started)
+    prepare(config, config.cpus[0] if config.cpus else [])
+    group = _start_group(config, channel) if config.followers else None
+    engine, ready = _load(config, channel, stamp, started, group)
     channel.send(encode(ready))
     _serve(engine, channel, frames)
 
 
 def _first_frames(channel: Channel, is_warm: bool) -> list[FrontToRank]:
     """Wait for the configuration, and use the time."""
-    _prepare_libraries()
+    prepare_libraries()
     if not is_warm:
         return _receive(channel, None)
     from worker.engine.warm import Warming
@@ -99,29 +104,23 @@ def _first_frames(channel: Channel, is_warm: bool) -> list[FrontToRank]:
     return frames
 
 
-def _prepare_libraries() -> None:
-    """The environment of the libraries that are imported from here on."""
-    os.environ |= {
-        # Threads that spin at a barrier stall for whole scheduler slices as soon as a neighbour wants their core.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "1000",
-        "THP_MEM_ALLOC_ENABLE": "1",  # huge pages for weights
-        "HF_HUB_OFFLINE": "1",  # a load never waits for a network
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+def _start_group(config: RankConfig, channel: Channel) -> "Group":
+    """The other ranks. When one of them ends, so does this one, whatever it is doing."""
+    from worker.engine.parallel.group import Group
+
+    def end(reason: str, kind: FatalKind) -> None:
+        with contextlib.suppress(ChannelClosed):
+            channel.send(encode(Fatal(reason[:_MAX_FATAL], kind)))
+        os._exit(1)
+
+    group = Group(config, end)
+    channel.send(encode(Ranks(group.pids)))
+    return group
 
 
-def _prepare(config: RankConfig) -> None:
-    from shared import log
-    from worker.engine.limit import hold_to
-
-    log.setup(config.log_level, f"rank:{os.getpid()}")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, config.threads))  # for whatever is imported after this
-    if config.enforce_memory and config.device == "cpu":
-        hold_to(config.memory_bytes)
-
-
-def _load(config: RankConfig, channel: Channel, stamp: Stamp, started: float) -> "tuple[AnyEngine, Ready]":
+def _load(
+    config: RankConfig, channel: Channel, stamp: Stamp, started: float, group: "Group | None"
+) -> "tuple[AnyEngine, Ready]":
     report = _Reporter(channel, stamp)
     report("import", 0, 0)
     if config.task == "embed":
@@ -132,7 +131,7 @@ def _load(config: RankConfig, channel: Channel, stamp: Stamp, started: float) ->
     from worker.engine.engine import Engine
     from worker.engine.grammar import Grammars
 
-    backend: Backend = load_backend(config, report)
+    backend: Backend = load_backend(config, report, group)
 
     # A runner without a model samples nothing, so there is nothing to hold to a grammar.
     grammars = Grammars(Path(config.path), backend.runner.vocab_size) if config.backend == "torch" else None
@@ -150,6 +149,7 @@ def _load(config: RankConfig, channel: Channel, stamp: Stamp, started: float) ->
             speculate=backend.speculate,
             draft=backend.draft,
             grammars=grammars,
+            sight=backend.sight,
             stamp=stamp,
         )
 
@@ -194,6 +194,19 @@ def _receive(channel: Channel, timeout_s: float | None) -> list[FrontToRank]:
     return [decode_front_to_rank(frame) for frame in channel.receive(timeout_s)]
 
 
+class _Voice(Channel):
+    """A channel on which a thread may say the last words while the main thread speaks."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._speaking = threading.Lock()
+
+    def send(self, payload: bytes) -> None:
+        """Send one frame. Raises ChannelClosed."""
+        with self._speaking:
+            super().send(payload)
+
+
 class _Reporter:
     """Tells front and stamp of the stages of a load: each new one, then not more than ten frames a second."""
 
@@ -226,21 +239,12 @@ class _Reporter:
         self._began_at = now
 
 
-def _end_with_channel(fd: int) -> None:
-    """End the process the moment the other end closes, whatever it is doing."""
-    hangup = getattr(select, "POLLRDHUP", select.POLLHUP)
-
-    def watch() -> None:
-        poll = select.poll()
-        poll.register(fd, hangup)
-        poll.poll()
-        os._exit(0)
-
-    threading.Thread(target=watch, name="hang-up", daemon=True).start()
-
-
 def _tell_fatal(channel: Channel, error: Exception) -> int:
     from shared import log
+    from worker.engine.errors import GroupLost
+
+    if isinstance(error, GroupLost):  # whoever watches the other ranks knows why, if one of them has ended
+        time.sleep(_LAST_WORDS_S)
 
     log.get(__name__).exception("rank.fatal")
     try:

@@ -10,7 +10,7 @@ Admission to the engine has made sure that any sequence alone fits the cache.
 """
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from worker.engine.cache_space import CacheSpace
 from worker.engine.chunk import prefill_tokens
@@ -19,6 +19,7 @@ from worker.engine.pace import Pace
 from worker.engine.plan import Row, StepPlan
 from worker.engine.sequence import Sequence
 from worker.engine.speculation import Speculation
+from worker.engine.vision.visual import Glance
 
 
 class Scheduler:
@@ -35,12 +36,15 @@ class Scheduler:
         step_tokens: int,
         pace: Pace | None = None,
         speculation: Speculation | None = None,
+        glance: Callable[[], Glance] | None = None,
     ) -> None:
+        """`glance`: how many images a step may see for the first time; None: there are none."""
         self._space = space
         self._slots = slots
         self._step_tokens = max(step_tokens, slots + 1)
         self._pace = pace or Pace()
         self._speculation = speculation
+        self._glance = glance
         self._line = Line()
         self._running: list[Sequence] = []  # in order
         self._jobs: dict[str, list[Sequence]] = {}
@@ -150,9 +154,12 @@ class Scheduler:
                 more = min(budget - kept_back, sequence.num_left - counts[id(sequence)])
                 counts[id(sequence)] += more
                 budget -= more
+        glance = self._glance() if self._glance else None
         for sequence in prefilling:
             start = sequence.num_computed
             stop = self._space.room(sequence, start + counts[id(sequence)])
+            if glance and sequence.visual:
+                stop = sequence.visual.reach(start, stop, glance)
             if stop > start:
                 self._space.grow(sequence, stop)
                 yield Row(sequence, start, stop)

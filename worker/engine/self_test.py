@@ -16,6 +16,7 @@ from worker.engine.paged_model import PagedModel
 from worker.engine.plan import Row
 from worker.engine.probe import use_engine_attention
 from worker.engine.sequence import Sequence
+from worker.engine.wide import WideProducts
 from worker.protocol import Choice, Sample, Submit
 
 _LENGTHS = (37, 29)
@@ -66,7 +67,8 @@ def self_test(model: nn.Module, dtype: torch.dtype) -> float:
 def reference(model: nn.Module, vocab_size: int) -> list[Tensor]:
     """The model's own logits of each test prompt. Raises UnsupportedArchitecture if it cannot compute them."""
     try:
-        return [_compute_eager(model, prompt) for prompt in _prompts(vocab_size)]
+        with WideProducts():
+            return [_compute_eager(model, prompt) for prompt in _prompts(vocab_size)]
     except Exception as error:
         reason = f"a trial run failed: {type(error).__name__}: {error}"
         raise UnsupportedArchitecture(type(model).__name__, reason) from error
@@ -85,7 +87,7 @@ def compare(
 ) -> float:
     """How far a forward pass over `TEST_BLOCKS` blocks is from the reference, relative to the logits."""
     ours = _compute_paged(paged, _prompts(paged.vocab_size), block_tokens)
-    errors = torch.cat([_relative_error(a, b) for a, b in zip(ours, expected, strict=True)])
+    errors = torch.cat([relative_error(a, b) for a, b in zip(ours, expected, strict=True)])
     # In narrow types a mixture of experts may route a single token otherwise: there the median judges.
     return float(errors.max() if dtype == torch.float32 and not quantization else errors.median())
 
@@ -124,7 +126,7 @@ def _compute_eager(model: nn.Module, prompt: list[int]) -> Tensor:
     return logits[0].float()
 
 
-def _relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
+def relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
     """Error of each position's logits [positions, vocabulary], relative to their spread."""
     spread = theirs - theirs.mean(-1, keepdim=True)
     return (ours - theirs).norm(dim=-1) / spread.norm(dim=-1).clamp_min(1e-6)

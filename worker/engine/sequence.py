@@ -10,6 +10,7 @@ from worker.protocol import Choice, Sample, Submit
 
 if TYPE_CHECKING:
     from worker.engine.grammar import Matcher
+    from worker.engine.vision.visual import Visual
 
 
 class Turn(Protocol):
@@ -55,6 +56,7 @@ class Sequence:
         self.is_batch = job.batch_class
         self.grammar: Matcher | None = None  # where the output stands in its grammar, if it has one
         self.sample: Sample = job.sample
+        self.visual: Visual | None = None  # its images, if it has any
         self.ids = job.prompt + choice.resume
         self.thinking = ThinkingBudget(job.thinking) if job.thinking else None  # how much reasoning is left
         if self.thinking:
@@ -79,6 +81,7 @@ class Sequence:
         self.has_reported = False
         self.unreported: list[int] = []  # written for the model before it began; they go out with its first tokens
         self._stop_ids = frozenset(job.sample.stop_ids)
+        self._keys: list[int] = []  # where it has images
         self._counts: dict[int, int] = {}
         self._num_counted = 0
 
@@ -86,6 +89,16 @@ class Sequence:
     def order(self) -> tuple[bool, int]:
         """Who goes first among those that run; the last is preempted first."""
         return self.is_batch, self.arrival
+
+    @property
+    def keys(self) -> list[int]:
+        """Its tokens as the prefix index is to tell them apart."""
+        if self.visual is None:
+            return self.ids
+        if not self._keys:
+            self._keys = self.visual.keys(self.ids)
+        self._keys += self.ids[len(self._keys) :]
+        return self._keys
 
     @property
     def num_output(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from worker.engine.linears import LinearChoice, make_linear
 from worker.engine.native import library
+from worker.engine.vision.parts import modules_of
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -61,7 +62,8 @@ def operate(model: nn.Module, choice: LinearChoice, replaced: Callable[[nn.Modul
     `replaced` is called with each linear layer that was.
     """
     num_bytes = 0
-    for parent in list(model.modules()):
+    eyes = modules_of(model)  # these stay as they are: few tokens pass them, and quantised they would see less
+    for parent in [module for module in model.modules() if module not in eyes]:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child.weight.device.type == "cpu":
                 faster = FasterLinear(child, choice)

@@ -9,25 +9,33 @@ from torch import nn
 
 from shared import log
 from worker.engine import attention
-from worker.engine.backends import Backend, Report, resident_bytes
+from worker.engine.backends import Backend, Report, taken_bytes
 from worker.engine.cache import block_bytes
 from worker.engine.cache_space import WindowCap
 from worker.engine.cuda import options as cuda_options
 from worker.engine.cuda import prepare as cuda_prepare
 from worker.engine.cuda.runner import CudaRunner
 from worker.engine.engine import Engine, Runner
+from worker.engine.parallel.group import Group
+from worker.engine.parallel.messages import Load, Measure
+from worker.engine.parallel.prepare import prepare_any as prepare_shares
 from worker.engine.prepared import PathChoice, Prepared, prepare_any
 from worker.engine.probe import stable_context_tokens
-from worker.engine.profile import peak_bytes, warm_up
+from worker.engine.process import torch_device
+from worker.engine.profile import peak_bytes, trial_tokens, warm_up
 from worker.engine.runner import TorchRunner
 from worker.engine.threads import num_threads
+from worker.engine.vision.prepare import prepare_seeing
+from worker.engine.vision.sight import Sight
+from worker.models.division import Division
 from worker.models.draft import PASS_TOKENS, check_vocabularies, draft_path
-from worker.models.errors import DoesNotFit
+from worker.models.errors import DoesNotFit, NotServable
 from worker.models.files import check_directory
 from worker.models.fingerprint import fingerprint
 from worker.models.load import load, read_config
-from worker.models.plan import FIXED_BYTES, SCRATCH_BYTES, MemoryPlan, fit, logits_bytes, plan
+from worker.models.plan import SCRATCH_BYTES, MemoryPlan, fit, logits_bytes, plan
 from worker.models.shape import read_shape
+from worker.models.vision import read_vision
 from worker.protocol import RankConfig
 
 BLOCK_TOKENS = 32
@@ -35,8 +43,8 @@ _MAX_HOST_BYTES = 8 << 30
 _HOST_SHARE = 16  # of the host's memory at most
 
 
-def load_torch(config: RankConfig, report: Report) -> Backend:
-    """Load the model on `config.device` within `config.memory_bytes`.
+def load_torch(config: RankConfig, report: Report, group: Group | None = None) -> Backend:
+    """Load the model on `config.device` within `config.memory_bytes`; with a group, this rank's share of it.
 
     Raises:
         ModelError: the directory, the weights or the grant is not good enough.
@@ -44,7 +52,7 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
     """
     torch.set_num_threads(num_threads(config.threads))
     torch.set_num_interop_threads(1)
-    device = torch.device(config.device)
+    device = torch.device(torch_device(config.device))
     path = Path(config.path)
     check_directory(path)
     on_cuda = cuda_options.CudaChoice.from_options(config.options, config.quantization) if _is_cuda(config) else None
@@ -55,6 +63,10 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
     if draft is not None:
         check_directory(draft)
         check_vocabularies(path, draft)
+    found = read_config(path).to_dict()
+    eyes = read_vision(path, config.options, found)
+    if eyes is not None and quantization and device.type == "cuda":
+        raise NotServable(f"{path} takes images, and such models are not quantised on CUDA devices; leave it out")
     planned = plan(
         path,
         dtype=config.dtype,
@@ -65,34 +77,72 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
         slots=config.slots,
         prefill_tokens=config.prefill_tokens,
         context_limit=config.context_limit,
-        config=read_config(path).to_dict(),
+        config=found,
         draft=draft,
+        options=config.options,
+        devices=group.size if group else 1,
     )
 
     def load_model(path: Path) -> nn.Module:
+        stage, read = "read", (0, 0)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal read
+            read = (done, total)
+            report(stage, done, total)
+
         model = load(
             path,
-            device=config.device,
+            device=str(device),
             dtype=planned.dtype,
             attention=attention.NAME,
-            progress=lambda done, total: report("read", done, total),
-            leave=bool(quantization),
+            progress=progress,
+            leave=choice is not None and (choice.is_packed or bool(quantization)),
         )
-        report("pack", 0, 0)
+        stage = "pack"  # which reads what was left in the files
+        report(stage, *read)
         return model
 
     dtype = getattr(torch, planned.dtype)
     second: Prepared | None = None
-    if on_cuda:
+    sight: Sight | None = None
+    if group is not None:
+        wanted = Load(
+            path=config.path,
+            dtype=planned.dtype,
+            quantization=quantization,
+            is_packed=choice is None or choice.is_packed,
+            is_native=choice is None or choice.is_native,
+            is_device=bool(on_cuda and on_cuda.path == "fast"),
+            options=config.options,
+        )
+        division = Division.of(path, group.size, config=found)
+        model, prepared = prepare_shares(
+            group, wanted, division, device, lambda done, total: report("read", done, total)
+        )
+    elif eyes is not None:
+        assert choice is not None
+        model, prepared, sight = prepare_seeing(
+            lambda: load_model(path),
+            dtype,
+            choice,
+            path=path,
+            vision=eyes,
+            slots=config.slots,
+            step_tokens=config.prefill_tokens,
+        )
+    elif on_cuda:
         model, prepared = cuda_prepare.prepare_any(lambda: load_model(path), dtype, on_cuda)
     else:
         assert choice is not None
         model, prepared = prepare_any(lambda: load_model(path), dtype, choice)
-        if draft is not None:
-            _, second = prepare_any(lambda: load_model(draft), dtype, choice)
+    if draft is not None and group is None and not on_cuda:
+        assert choice is not None
+        _, second = prepare_any(lambda: load_model(draft), dtype, choice)
     report("warm up", 0, 0)
     most_tokens = max(1, min(config.prefill_tokens, planned.context_limit - 2))
     measured = _profile(prepared, device, dtype, config, most_tokens, block_tokens) or planned.activation_bytes
+    measured = max(measured, planned.tower_bytes)
     if draft is not None and second is not None:
         most_tokens = max(1, min(PASS_TOKENS, planned.context_limit - 2, read_shape(draft).context_limit - 2))
         measured = max(measured, _profile(second, device, dtype, config, most_tokens, block_tokens) or 0)
@@ -107,7 +157,7 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
     cap = WindowCap(final.window, final.num_window_blocks) if final.num_window_blocks else None
     num_host_blocks = _host_bytes(config, device) // (final.block_bytes + final.window_block_bytes)
     runner: Runner
-    if on_cuda:
+    if on_cuda and group is None:
         runner = CudaRunner(
             prepared,
             device,
@@ -142,17 +192,18 @@ def load_torch(config: RankConfig, report: Report) -> Backend:
         fingerprint=fingerprint(
             path,
             backend="torch",
-            dtype=planned.dtype + quantization,
+            dtype=planned.dtype + quantization + (f" over {group.size}" if group else ""),
             device_kind=device.type,
             version=torch.__version__,
         ),
         is_warm=True,  # by the profile
-        measure=_measure(device, final.cache_bytes),
+        measure=_measure(device, final.cache_bytes, group),
         cap=cap,
         num_host_blocks=num_host_blocks,
         # Guessed tokens leave the recorded steps, which cost more than they bring unless a measurement says otherwise.
         speculate=bool(config.options.get("speculate", not on_cuda)),
         draft=(small, read_shape(draft).context_limit) if small and draft else None,
+        sight=sight,
     )
 
 
@@ -165,9 +216,10 @@ def _profile(
     block_tokens: int,
 ) -> int | None:
     """What a step of so many tokens takes beside weights and cache, and a little more; None: it cannot be told."""
-    num_blocks = -(-(num_tokens + 2) // block_tokens)
+    tried = trial_tokens(num_tokens, device)
+    num_blocks = -(-(tried + 2) // block_tokens)
     runner: Runner
-    if _is_cuda(config):
+    if _is_cuda(config) and not config.followers:
         runner = CudaRunner(prepared, device, dtype, num_blocks, block_tokens)
     else:
         runner = TorchRunner(prepared, device, dtype, num_blocks, block_tokens, scratch_bytes=SCRATCH_BYTES)
@@ -176,15 +228,16 @@ def _profile(
         num_blocks=num_blocks,
         block_tokens=block_tokens,
         slots=1,
-        prefill_tokens=num_tokens,
-        context_limit=num_tokens + 2,
+        prefill_tokens=tried,
+        context_limit=tried + 2,
         speculate=False,
     )
-    peak = peak_bytes(lambda: warm_up(engine, num_tokens, runner.vocab_size), device)
+    peak = peak_bytes(lambda: warm_up(engine, tried, runner.vocab_size), device)
     if peak is None:
         return None
     cache = 0 if device.type == "cuda" else num_blocks * block_bytes(prepared.shapes, block_tokens, dtype)
-    return max(0, peak - cache) * 5 // 4 + logits_bytes(runner.vocab_size, config.slots) + SCRATCH_BYTES
+    step = max(0, peak - cache) * num_tokens // tried
+    return step * 5 // 4 + logits_bytes(runner.vocab_size, config.slots) + SCRATCH_BYTES
 
 
 def _fit_loaded(
@@ -220,8 +273,10 @@ def _fit_loaded(
 
 
 def _is_cuda(config: RankConfig) -> bool:
-    """Whether the path for CUDA devices is taken; the option `cuda` forbids it, to compare with."""
-    return config.device.startswith("cuda") and bool(config.options.get("cuda", True))
+    """Whether the path for CUDA devices is taken; the option `cuda` forbids it, to compare with. None with eyes is."""
+    if not config.device.startswith("cuda") or not config.options.get("cuda", True):
+        return False
+    return read_vision(Path(config.path), config.options) is None
 
 
 def _host_bytes(config: RankConfig, device: torch.device) -> int:
@@ -230,8 +285,14 @@ def _host_bytes(config: RankConfig, device: torch.device) -> int:
     return int(config.options.get("host_cache_bytes", default))
 
 
-def _measure(device: torch.device, cache_bytes: int) -> Callable[[], int]:
-    """How to tell what the rank takes on its device; on a CPU with the whole cache, which fills only with use."""
-    if device.type == "cuda":  # the allocator knows its own part; the context is not visible from within
-        return lambda: torch.cuda.memory_reserved(device) + FIXED_BYTES["cuda"]
-    return lambda: resident_bytes() + cache_bytes
+def _measure(device: torch.device, cache_bytes: int, group: Group | None) -> Callable[[], int]:
+    """How to tell what the rank takes on its device; of several, the one that takes most."""
+
+    def measure() -> int:
+        taken = [taken_bytes(str(device), cache_bytes)]
+        if group is not None:
+            group.send(Measure())
+            taken += [done.num_bytes for done in group.answers()]
+        return max(taken)
+
+    return measure

@@ -5,7 +5,6 @@ With --warm it starts a rank before it has a configuration, and tells the agent 
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import os
 import signal
@@ -20,8 +19,8 @@ from shared import log as logs
 from shared.bus import Bus
 from shared.process import die_with_parent
 from shared.settings import BusSettings
-from worker import channel, protocol
-from worker.channel import ChannelClosed
+from worker import protocol
+from worker.channel import AsyncChannel, ChannelClosed
 from worker.front.errors import RankFault
 from worker.front.front import EXIT_FAILED, Front
 from worker.front.rank_link import RankLink
@@ -48,18 +47,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 async def _serve(sock: socket.socket, *, is_warm: bool) -> int:
-    reader, writer = await channel.open_channel(sock)
+    agent = await AsyncChannel.open(sock)
 
     def report(status: FrontStatus) -> None:
-        if not writer.is_closing():
-            writer.write(channel.frame(protocol.encode(status)))
+        agent.send(protocol.encode(status))
 
     spare: RankLink | None = None
     try:
         if is_warm:
-            spare, frame = await warm_until(channel.read_frame(reader), report)
+            spare, frame = await warm_until(agent.receive(), report)
         else:
-            frame = await channel.read_frame(reader)
+            frame = await agent.receive()
     except (ChannelClosed, RankFault):  # nobody needs it any more, or it is of no use
         return EXIT_FAILED
     config = protocol.decode_agent_to_front(frame)
@@ -75,28 +73,28 @@ async def _serve(sock: socket.socket, *, is_warm: bool) -> int:
             Path(config.path),
             chat_template=config.model.chat_template,
             tool_convention=config.model.tool_convention,
+            options=config.model.options,
         ),
         report=report,
         spare=spare,
         pid=os.getpid(),
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, front.drain, SIGNAL_GRACE_S)
-    listening = asyncio.create_task(_listen(reader, front))
+    listening = asyncio.create_task(_listen(agent, front))
     gc.freeze()  # what is loaded by now lives as long as the process
     try:
         return await front.run()
     finally:
         listening.cancel()
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()  # the last status has gone out
+        agent.close()
+        await agent.wait_closed()  # the last status has gone out
 
 
-async def _listen(reader: asyncio.StreamReader, front: Front) -> None:
+async def _listen(agent: AsyncChannel, front: Front) -> None:
     """Do what the agent says; without an agent there is nothing to serve for."""
     try:
         while True:
-            message = protocol.decode_agent_to_front(await channel.read_frame(reader))
+            message = protocol.decode_agent_to_front(await agent.receive())
             if isinstance(message, Drain):
                 front.drain(message.grace_s)
     except ChannelClosed:

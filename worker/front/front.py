@@ -31,7 +31,7 @@ from worker.front.rank_link import RANK, RankLink
 from worker.front.reporter import Reporter
 from worker.front.request import Limits, defaults
 from worker.front.rpc import Rpc
-from worker.protocol import Abort, FrontConfig, FrontStatus, Loading, RankConfig, RankToFront, Ready, Step
+from worker.protocol import Abort, FrontConfig, FrontStatus, Loading, RankConfig, Ranks, RankToFront, Ready, Step
 from worker.text.model_text import CheckpointError, ModelText
 
 log = get(__name__)
@@ -95,6 +95,7 @@ class Front:
             spare=spare,
         )
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._image_executor = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._exit: asyncio.Future[int] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._parts: _Parts | None = None
@@ -165,7 +166,7 @@ class Front:
             await self._parts.pulls.pause()
             fx = Effects()
             self._parts.table.close_all(time.monotonic(), fx, broken=self._broken)
-            await self._apply(fx)
+            self._apply(fx)
             self._release()
         for task in self._tasks:
             task.cancel()
@@ -173,7 +174,8 @@ class Front:
         self.reporter.flush()
         if self._parts is not None:
             await self._parts.bus.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._image_executor):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -209,6 +211,7 @@ class Front:
             apply=self._apply,
             ready=lambda: self._rank,
             executor=self._executor,
+            image_executor=self._image_executor,
         )
         pulls = Pulls(bus, config.model.id, self._on_job, self._offer)
         owners = OwnerWatch(bus, config.replica, table, self._apply)
@@ -238,7 +241,7 @@ class Front:
             return
         fx = Effects()
         parts.table.progress_all(time.monotonic(), fx)
-        await self._apply(fx)
+        self._apply(fx)
         await parts.pulls.pause()
         await self._offer()
 
@@ -261,7 +264,7 @@ class Front:
         assert parts is not None
         fx = Effects()
         begun = parts.intake.begin(message.data, message.reply, fx)
-        await self._apply(fx)
+        self._apply(fx)
         if begun is not None:
             run, given = begun
             log.debug("job.taken", job=run.job.id, attempt=run.job.attempt, delivery=given.count)
@@ -292,7 +295,7 @@ class Front:
 
     # --- effects out -----------------------------------------------------------------------------------------
 
-    async def _apply(self, fx: Effects) -> None:
+    def _apply(self, fx: Effects) -> None:
         """Carry out what the table decided. Nothing in here waits, so that items of a job stay in order."""
         parts = self._parts
         if parts is None:
@@ -341,16 +344,18 @@ class Front:
             pids=[self._pid, pid] if pid else [self._pid],
         )
 
-    async def _on_rank(self, message: RankToFront) -> None:
+    def _on_rank(self, message: RankToFront) -> None:
         match message:
             case Step():
-                await self._on_step(message)
+                self._on_step(message)
             case Loading():
                 self.reporter.update(
                     stage=message.stage, done_bytes=message.done_bytes, total_bytes=message.total_bytes
                 )
+            case Ranks():
+                self.reporter.update(pids=[*self.reporter.status.pids, *message.pids])
             case Ready():
-                await self._on_ready(message)
+                self._spawn(self._on_ready(message))
 
     async def _on_ready(self, ready: Ready) -> None:
         await self._prepared.wait()
@@ -378,7 +383,7 @@ class Front:
         log.info("replica.ready", replica=self._config.replica, model=self._config.model.id, load_s=ready.load_s)
         await self._offer()
 
-    async def _on_step(self, step: Step) -> None:
+    def _on_step(self, step: Step) -> None:
         parts = self._parts
         if parts is None:
             return
@@ -387,12 +392,12 @@ class Front:
         try:
             parts.table.on_step(step, time.monotonic(), fx)
         finally:
-            await self._apply(fx)
+            self._apply(fx)
         before, self._figures = self._figures, step
         if finished != parts.table.num_finished:
             self._keeper.finished_job()
         if finished != parts.table.num_finished or step.waiting < before.waiting:
-            await self._offer()
+            self._spawn(self._offer())
 
     async def _on_rank_end(self, reason: str) -> None:
         self._rank = None
@@ -401,7 +406,7 @@ class Front:
             return
         fx = Effects()
         parts.table.rank_died(reason, time.monotonic(), fx)
-        await self._apply(fx)
+        self._apply(fx)
         await parts.pulls.pause()
 
     # --- time ------------------------------------------------------------------------------------------------
@@ -416,7 +421,7 @@ class Front:
             now = time.monotonic()
             fx = Effects()
             parts.table.tick(now, fx)
-            await self._apply(fx)
+            self._apply(fx)
             for reply, lately in parts.owners.gone.due(now):
                 self._spawn(parts.owners.check(reply, lately))
             self._report_load()
@@ -453,6 +458,8 @@ def _rank_config(config: FrontConfig) -> RankConfig:
         task=config.model.task,
         backend=config.model.backend,
         device=config.device,
+        followers=config.followers,
+        cpus=config.cpus,
         dtype=config.model.dtype,
         quantization=config.model.quantization,
         threads=config.threads,

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Protocol
 
@@ -13,7 +13,7 @@ import msgspec
 from shared import messages
 from shared.errors import BusError, BusUnavailable
 from shared.log import get
-from shared.messages import Claim, Claimed, Constraint, Job, Prompt
+from shared.messages import Claim, Claimed, Constraint, Job, Prompt, no_sight
 from worker.front import delivery
 from worker.front.delivery import Delivery
 from worker.front.effects import TERM, Effects
@@ -22,8 +22,11 @@ from worker.front.errors import Unservable
 from worker.front.jobs import JobTable
 from worker.front.request import Limits, reserve, resolve, too_long
 from worker.front.run import Run
-from worker.text.errors import PromptError, PromptTooLong
+from worker.protocol import Image
+from worker.text.conversation import image_parts
+from worker.text.errors import NoSight, PromptError, PromptTooLong
 from worker.text.grammar import is_constrained
+from worker.text.sight import Reading
 
 log = get(__name__)
 
@@ -49,6 +52,7 @@ class Encoder(Protocol):
     """What intake needs of a model's text side."""
 
     def encode(self, prompt: Prompt, *, limit: int | None = None, reserve: int = 1) -> list[int]: ...
+    def read(self, prompt: Prompt, *, limit: int | None = None, reserve: int = 1) -> Reading: ...
     def constrain(self, prompt: Prompt, constraint: Constraint | None, prompt_ids: list[int]) -> Future[str] | None: ...
 
 
@@ -73,11 +77,13 @@ class Intake:
         bus: RequestBus,
         table: JobTable,
         text: Encoder,
-        apply: Callable[[Effects], Awaitable[None]],
+        apply: Callable[[Effects], None],
         ready: Callable[[], Ready | None],
         executor: Executor,
+        image_executor: Executor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`image_executor` reads prompts with images, which take longer than others; None: `executor` does."""
         self._replica = replica
         self._model = model
         self._task = task
@@ -87,6 +93,7 @@ class Intake:
         self._apply = apply
         self._ready = ready
         self._executor = executor
+        self._image_executor = image_executor or executor
         self._clock = clock
 
     def begin(self, payload: bytes, ack: str, fx: Effects) -> tuple[Run, Delivery] | None:
@@ -110,8 +117,13 @@ class Intake:
         return run, given
 
     def is_short(self, delivery_count: int, size_bytes: int, job: Job) -> bool:
-        """Whether `finish` waits for nobody: there is no claim to make, little text, and no grammar."""
-        return delivery_count == 1 and size_bytes < THREAD_BYTES and not is_constrained(job.prompt, job.constraint)
+        """Whether `finish` waits for nobody: there is no claim to make, little text, no image and no grammar."""
+        return (
+            delivery_count == 1
+            and size_bytes < THREAD_BYTES
+            and not is_constrained(job.prompt, job.constraint)
+            and not image_parts(job.prompt.messages or [])
+        )
 
     async def finish(self, run: Run, delivery_count: int, size_bytes: int) -> None:
         """The second part: until the job is in the rank, or over.
@@ -128,7 +140,7 @@ class Intake:
             self._check_job(run.job)  # 3
             if delivery_count > 1 and not await self._claim(run):  # 4
                 return
-            ids = await self._encode_all(run.job, size_bytes)  # 5
+            ids, images = await self._encode_all(run.job, size_bytes)  # 5
             grammar = await self._constrain(run.job, ids[0]) if self._task == "generate" else ""
             fx = Effects()
             ready = self._ready()
@@ -140,11 +152,14 @@ class Intake:
                 inputs = resolve_inputs(run.job, ids, ready.limits)  # 6
                 self._table.accept_inputs(run, inputs, ready.fingerprint, self._clock(), fx)  # 7
             else:
-                resolved = resolve(run.job, ids[0], ready.limits, grammar)  # 6
+                resolved = resolve(run.job, ids[0], ready.limits, grammar, images)  # 6
                 self._table.accept(run, resolved, ready.fingerprint, self._clock(), fx)  # 7
-            await self._apply(fx)
+            self._apply(fx)
         except Unservable as error:
             await self._fail(run, error)
+        except NoSight as error:
+            message = no_sight(self._model, error.param)
+            await self._fail(run, Unservable("invalid_request", message, error.param))
         except PromptError as error:
             await self._fail(run, Unservable("invalid_request", error.message, error.param))
         except Exception as error:
@@ -177,7 +192,7 @@ class Intake:
                 if isinstance(error, BusUnavailable):
                     until = self._clock() + CLAIM_S  # it is us who are cut off
                 self._table.note_progress(run, self._clock(), fx)
-                await self._apply(fx)
+                self._apply(fx)
                 fx = Effects()
                 await asyncio.sleep(CLAIM_PAUSE_S)
                 continue
@@ -187,19 +202,24 @@ class Intake:
                 self._table.renumber(run, claimed)
                 return True
             self._table.drop(run, TERM, fx)
-            await self._apply(fx)
+            self._apply(fx)
             return False
         if not _is_taken(run):
             return False
         self._table.owner_lost(run, self._clock(), fx)
-        await self._apply(fx)
+        self._apply(fx)
         return run.adopted
 
-    async def _encode_all(self, job: Job, size_bytes: int) -> list[list[int]]:
-        """The tokens of each prompt. Raises PromptError, and Unservable that names the one which is far too long."""
+    async def _encode_all(self, job: Job, size_bytes: int) -> tuple[list[list[int]], list[Image]]:
+        """The tokens of each prompt, and the images among them.
+
+        Raises PromptError, and Unservable that names the one which is far too long.
+        """
         if self._task == "generate":
             try:
-                return [await self._encode(job, job.prompt, size_bytes)]
+                if image_parts(job.prompt.messages or []):
+                    return await self._look(job)
+                return [await self._encode(job, job.prompt, size_bytes)], []
             except PromptTooLong as error:
                 raise too_long(error.tokens, error.limit, error.param) from error
         ids = []
@@ -209,16 +229,27 @@ class Intake:
             except PromptTooLong as error:
                 where = place(index, len(job.inputs))
                 raise too_long(error.tokens, error.limit, where, f"{where} has") from error
-        return ids
+        return ids, []
+
+    async def _look(self, job: Job) -> tuple[list[list[int]], list[Image]]:
+        """The same of a prompt with images, away from the event loop: a small file may be a large image."""
+        limit, reserved = self._room(job)
+        read = functools.partial(self._text.read, job.prompt, limit=limit, reserve=reserved)
+        reading = await asyncio.get_running_loop().run_in_executor(self._image_executor, read)
+        images = [Image(one.data, one.digest, one.grid, one.runs) for one in reading.images]
+        return [reading.ids], images
+
+    def _room(self, job: Job) -> tuple[int | None, int]:
+        """Tokens of the context, as far as it is known, and those of them that are for the answer."""
+        ready = self._ready()
+        limit = None if ready is None else ready.limits.context_limit
+        return limit, reserve(job.sampling, limit) if limit else 1
 
     async def _encode(self, job: Job, prompt: Prompt, size_bytes: int) -> list[int]:
         if prompt.ids is not None:
             return prompt.ids
-        ready = self._ready()
-        limit = None if ready is None else ready.limits.context_limit
-        encode = functools.partial(
-            self._text.encode, prompt, limit=limit, reserve=reserve(job.sampling, limit) if limit else 1
-        )
+        limit, reserved = self._room(job)
+        encode = functools.partial(self._text.encode, prompt, limit=limit, reserve=reserved)
         if size_bytes < THREAD_BYTES:
             return encode()
         return await asyncio.get_running_loop().run_in_executor(self._executor, encode)
@@ -233,7 +264,7 @@ class Intake:
         fx = Effects()
         now, length = self._clock(), {"tokens": error.tokens, "limit": error.limit}
         self._table.fail(run, error.kind, error.message, now, fx, error.param, **length)
-        await self._apply(fx)
+        self._apply(fx)
 
 
 def _check_addresses(job: Job) -> None:

@@ -176,6 +176,7 @@ class JobTable:
                 key=run.key,
                 thinking=thinking,
                 prompt=resolved.prompt,
+                images=resolved.images,
                 choices=wanted,
                 sample=sample,
                 batch_class=job.job_class == "batch",
@@ -205,6 +206,7 @@ class JobTable:
                 choices=[Choice(index) for index in inputs.wanted],
                 sample=Sample(seed=0, max_tokens=1),
                 batch_class=job.job_class == "batch",
+                owner=job.share or job.owner or "",
             )
         )
 

@@ -1,7 +1,7 @@
 """Notices owners that are gone, and what becomes of their jobs then."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from shared import messages, names
 from shared.bus import Bus, Msg
@@ -21,7 +21,7 @@ PING_S = 0.5
 class OwnerWatch:
     """Listens for the server's word that nobody hears our deltas, and asks the owner itself before it acts on it."""
 
-    def __init__(self, bus: Bus, replica: str, table: JobTable, apply: Callable[[Effects], Awaitable[None]]) -> None:
+    def __init__(self, bus: Bus, replica: str, table: JobTable, apply: Callable[[Effects], None]) -> None:
         self.gone = GoneOwners()
         self._bus = bus
         self._replica = replica
@@ -48,7 +48,7 @@ class OwnerWatch:
             for run in runs:
                 log.info("job.owner_lost", job=run.job.id, model=run.job.model, then=run.job.on_owner_lost)
                 self._table.owner_lost(run, time.monotonic(), fx)
-            await self._apply(fx)
+            self._apply(fx)
 
     async def _is_gone(self, owner: str | None, lately: bool) -> bool:
         if owner is None:

@@ -26,7 +26,7 @@ class RankKeeper:
         command: Sequence[str],
         *,
         on_start: Callable[[int, str], None],
-        on_message: Callable[[RankToFront], Awaitable[None]],
+        on_message: Callable[[RankToFront], None],
         on_end: Callable[[str], Awaitable[None]],
         spare: RankLink | None = None,
     ) -> None:
@@ -56,9 +56,7 @@ class RankKeeper:
                 self._link = link
                 self._on_start(link.pid, reason)
                 try:
-                    async for message in link:
-                        self._was_ready = self._was_ready or isinstance(message, Ready)
-                        await self._on_message(message)
+                    await link.serve(self._hear)
                 except RankFault as fault:
                     link.kill(str(fault))
                 self._link = None
@@ -67,6 +65,10 @@ class RankKeeper:
             reason = link.reason
             if not self._retired:
                 await self._pause(reason, link.kind)
+
+    def _hear(self, message: RankToFront) -> None:
+        self._was_ready = self._was_ready or isinstance(message, Ready)
+        self._on_message(message)
 
     async def _pause(self, reason: str, kind: FatalKind) -> None:
         if not self._was_ready:

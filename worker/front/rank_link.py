@@ -1,12 +1,13 @@
 """One rank process, from its start to its end: a channel for messages, a stamp that shows where it is."""
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 
 from shared.log import get
-from worker import channel, protocol, stamp
+from worker import protocol, stamp
 from worker.channel import ChannelClosed
 from worker.child import Child
 from worker.front.errors import RankFault
@@ -20,7 +21,7 @@ RANK = (sys.executable, "-m", "worker.engine.rank")
 
 
 class RankLink:
-    """A running rank. `async with` starts it unless it was, and ends it; iterate over it for its messages.
+    """A running rank. `async with` starts it unless it was, and ends it; `serve` or `receive` its messages.
 
     The first thing to send is its configuration.
     """
@@ -69,33 +70,39 @@ class RankLink:
         return self._stamp.read()
 
     def send(self, message: FrontToRank) -> None:
-        """Give the rank something to do. If it is gone, the iteration ends soon."""
+        """Give the rank something to do. If it is gone, reading ends soon."""
         if self._child is not None:
             self.active_at = time.monotonic()
             self._child.send(protocol.encode(message))
 
     def kill(self, reason: str) -> None:
-        """End it at once, for this reason; the iteration then ends."""
+        """End it at once, for this reason; reading then ends."""
         self._reason = self._reason or reason
         if self._child is not None:
             self._child.kill()
 
-    async def __aiter__(self) -> AsyncIterator[RankToFront]:
+    async def serve(self, on_message: Callable[[RankToFront], None]) -> None:
+        """Call `on_message` with each message as soon as it is there, until the rank ends. Raises RankFault."""
         assert self._child is not None
-        while True:
-            try:
-                frame = await channel.read_frame(self._child.reader)
-                message = protocol.decode_rank_to_front(frame)
-            except ChannelClosed:
-                return
-            except ValueError as error:
-                raise RankFault(f"the rank sent something else than a message: {error}") from error
-            self.active_at = time.monotonic()
-            if isinstance(message, Fatal):
-                self._reason = self._reason or message.message
-                self.kind = message.kind
-                return
-            yield message
+        with contextlib.suppress(ChannelClosed):
+            await self._child.line.serve(lambda frame: on_message(self._read(frame)))
+
+    async def receive(self) -> RankToFront:
+        """The next message. Raises ChannelClosed when the rank ends, and RankFault."""
+        assert self._child is not None
+        return self._read(await self._child.line.receive())
+
+    def _read(self, frame: bytes) -> RankToFront:
+        try:
+            message = protocol.decode_rank_to_front(frame)
+        except ValueError as error:
+            raise RankFault(f"the rank sent something else than a message: {error}") from error
+        self.active_at = time.monotonic()
+        if isinstance(message, Fatal):
+            self._reason = self._reason or message.message
+            self.kind = message.kind
+            raise ChannelClosed
+        return message
 
 
 def _exit_reason(status: int | None) -> str:

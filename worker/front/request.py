@@ -1,14 +1,14 @@
 """From a job to what the rank runs: every limit checked, every default resolved. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from shared.messages import Job, ResumeChoice, Sampling
 from worker.front.errors import Unservable
-from worker.protocol import Sample
+from worker.protocol import Image, Sample
 from worker.text.checkpoint import GenerationDefaults
 
 MAX_CHOICES = 16
@@ -37,6 +37,7 @@ class Resolved:
     sample: Sample
     resume: list[ResumeChoice]  # one per choice
     grammar: str = ""  # that every choice is held to
+    images: list[Image] = field(default_factory=list)
 
 
 def defaults(catalogue: Mapping[str, Any], generation: GenerationDefaults) -> dict[str, Any]:
@@ -81,7 +82,9 @@ def check(sampling: Sampling, *, vocab_size: int) -> None:
         _within("logit_bias", bias, -100, 100)
 
 
-def resolve(job: Job, prompt: list[int], limits: Limits, grammar: str = "") -> Resolved:
+def resolve(
+    job: Job, prompt: list[int], limits: Limits, grammar: str = "", images: list[Image] | None = None
+) -> Resolved:
     """The job as the rank runs it. Raises Unservable.
 
     What is held to a grammar ends where the grammar does, so `ignore_eos` means nothing there.
@@ -100,7 +103,9 @@ def resolve(job: Job, prompt: list[int], limits: Limits, grammar: str = "") -> R
         _token_ids("resume", choice.ids, limits.vocab_size)
     if grammar:
         sampling = msgspec.structs.replace(sampling, ignore_eos=False)
-    return Resolved(prompt, _sample(sampling, limits, limits.context_limit - len(prompt)), resume, grammar)
+    return Resolved(
+        prompt, _sample(sampling, limits, limits.context_limit - len(prompt)), resume, grammar, images or []
+    )
 
 
 def too_long(tokens: int, limit: int, param: str, what: str = "your messages resulted in") -> Unservable:

@@ -1,7 +1,7 @@
 """What owners may ask of a replica: ping, cancel, confirm, replay."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
@@ -24,7 +24,7 @@ class Rpc:
         self,
         table: JobTable,
         pong: Callable[[], Pong],
-        apply: Callable[[Effects], Awaitable[None]],
+        apply: Callable[[Effects], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._table = table
@@ -51,7 +51,7 @@ class Rpc:
             case Confirm():
                 for job, attempt in request.jobs:
                     self._table.confirm(job, attempt, self._clock(), fx)
-        await self._apply(fx)
+        self._apply(fx)
 
     async def _respond(self, message: Msg, payload: bytes) -> None:
         if message.reply:

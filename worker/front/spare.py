@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from worker.channel import ChannelClosed
 from worker.front.errors import RankFault
 from worker.front.rank_link import RANK, RankLink
 from worker.protocol import FrontStatus, Loading
@@ -31,7 +32,7 @@ async def warm_until(
         if not reading.done():
             await ending  # raises
         taken = reading.result()
-        # What the rank says now is for whoever has it next. It says all of a message at once, so none is cut in two.
+        # What the rank says now is for whoever has it next.
         await _cancel(ending)
         stack.pop_all()  # the rank goes on
         return rank, taken
@@ -45,9 +46,10 @@ async def _watch(rank: RankLink, report: Callable[[FrontStatus], None]) -> None:
 
 
 async def _until_warm(rank: RankLink) -> None:
-    async for message in rank:
-        if message == Loading(WARM):
-            return
+    with contextlib.suppress(ChannelClosed):
+        while await rank.receive() != Loading(WARM):
+            pass
+        return
     raise RankFault(f"a rank without work ended: {rank.reason or await rank.ended()}")
 
 

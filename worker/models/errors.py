@@ -101,6 +101,19 @@ class DraftMismatch(ModelError):
         self.model, self.draft, self.id = model, draft, id
 
 
+class CannotDivide(ModelError):
+    """The model is not divided over so many devices. Ask for another number of them, or for one."""
+
+    kind = "cannot_divide"
+
+    def __init__(self, where: Path, size: int, reason: str) -> None:
+        super().__init__(
+            f"{where} cannot be divided over {size} devices: {reason}; "
+            "set `devices` of its catalogue entry to a number that fits, or leave it out"
+        )
+        self.where, self.size = where, size
+
+
 class DoesNotFit(ModelError):
     """The model and the least useful cache need more memory than was granted."""
 

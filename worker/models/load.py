@@ -11,11 +11,17 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 from transformers.utils import logging
 
+from worker.models import vision
+from worker.models.division import Division
 from worker.models.errors import BadWeights, NotServable
 from worker.models.mapped import Mapped
+from worker.models.shares import shared_out
 from worker.models.stored import opened
 from worker.models.weights import read_headers
 
@@ -33,7 +39,11 @@ def read_config(path: Path) -> Any:
         ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise NotServable(f"{path} is an encoder-decoder model ({config.model_type}); only decoders are supported")
+    if vision.serves_eyes({"model_type": config.model_type}):
+        return config
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if hasattr(config, "vision_config"):
+            raise NotServable(f"{path}: {vision.refusal({'model_type': config.model_type})}")
         raise NotServable(
             f"{path} is of type {config.model_type}, which transformers does not map to a causal language model; "
             "use the text-only checkpoint of this model if there is one"
@@ -49,18 +59,25 @@ def load(
     attention: str,
     progress: Progress = lambda done, total: None,
     leave: bool = False,
+    division: Division | None = None,
 ) -> nn.Module:
     """The model in `path` on `device`, in evaluation mode, computing in `dtype` (a torch name) with the attention
     function registered under `attention`. Raises NotServable or BadWeights.
 
-    With `leave`, matrices stay in their files until they are packed: see `worker.models.mapped`.
+    With `leave`, matrices stay in their files until they are packed: see `worker.models.mapped`. With a `division`, it
+    is a rank's share of the model, and no more than that is read.
     """
     config = read_config(path)
-    headers = read_headers(path)
+    whole = headers = read_headers(path)
+    if division is not None:
+        _shrink(config, division)
+        headers = [division.openable(header) for header in whole]
     mapped = Mapped() if leave and device == "cpu" else None
     with _Quiet(), opened(headers, progress) as tensors:
         if mapped is not None:
             tensors = mapped.leave(headers, tensors, getattr(torch, dtype))
+        if division is not None:
+            tensors = shared_out(division, whole, tensors)
         try:
             # transformers makes the modules without memory, finds each tensor's place under whatever name the
             # checkpoint has for it, and reads it there, in several threads, as it would from its own open files.
@@ -95,8 +112,17 @@ def load(
     return module
 
 
+def _shrink(config: Any, division: Division) -> None:
+    """Make it the configuration of a share."""
+    for name, value in division.measures.items():
+        setattr(config, name, value)
+    config.pad_token_id = None  # it may be a word of another rank
+
+
 def _model_class(config: Any) -> Any:
-    """The class of causal language model for this configuration."""
+    """The class of language model for this configuration, with eyes where images are served."""
+    if vision.serves_eyes({"model_type": config.model_type}):
+        return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not isinstance(found, tuple | list):
         return found

@@ -1,8 +1,8 @@
-"""Weights left in their files while a model is loaded, for loads that turn them into something smaller.
+"""Weights left in their files while a model is loaded, for loads that bring them into another form.
 
-A matrix that is to be quantised is read layer by layer, by whoever packs it, from a mapping of its file: it never
-stands in memory of its own. What was read is given back to the system after every layer. When all is packed, what is
-left of the mappings is copied, so that nothing depends on the files any more.
+A matrix that is to be packed is read layer by layer, by whoever packs it, from a mapping of its file: it never stands
+in memory of its own. What was read is given back to the system after every layer. When all is packed, what is left of
+the mappings is copied, so that nothing depends on the files any more.
 
 Matrices that transformers puts together while loading, such as those of experts, are in memory whole until then.
 """
@@ -27,6 +27,9 @@ class Mapped:
     def __init__(self) -> None:
         self._files: dict[Path, tuple[mmap.mmap, int]] = {}  # and the address of the first byte
         self._hooks: list[Any] = []
+        self._note: Callable[[int], None] = lambda count: None
+        self._handed_out: list[int] = []  # bytes of each tensor that was looked up
+        self._unread: dict[int, int] = {}  # bytes of each of the model's tensors, by its address, until it is packed
 
     def leave(
         self, headers: Iterable[TensorHeader], tensors: dict[str, StoredTensor], dtype: torch.dtype
@@ -37,6 +40,7 @@ class Mapped:
         for header in headers:
             if can_stay(header, name) and header.num_items and header.offset % dtype.itemsize == 0:
                 self._map(header.file)
+                self._note = tensors[header.name]._note
                 found[header.name] = _MappedTensor(tensors[header.name], self)
         return found
 
@@ -45,7 +49,15 @@ class Mapped:
         for module in model.modules():
             if isinstance(module, nn.ModuleList):
                 self._hooks += [layer.register_forward_hook(self._on_forward) for layer in module]
+        self._unread = {one.data_ptr(): one.nbytes for one in model.parameters() if self.owns(one)}
+        self._note(max(0, sum(self._handed_out) - sum(self._unread.values())))  # what was joined is in memory
         _MAPPED[model] = self
+
+    def note(self, module: nn.Module) -> None:
+        """These weights were read."""
+        for tensor in module.parameters(recurse=False):
+            if num_bytes := self._unread.pop(tensor.data_ptr(), 0):
+                self._note(num_bytes)
 
     def forget(self) -> None:
         """What was read of the files is given back to the system, which may still have it in its cache."""
@@ -60,6 +72,8 @@ class Mapped:
         for tensor in model.parameters():
             if tensor.device.type == "cpu" and self.owns(tensor):
                 tensor.data = tensor.data.clone()
+        self._note(sum(self._unread.values()))
+        self._unread.clear()
         self.forget()
         self._files.clear()  # the last tensor that looks into it ends a mapping
 
@@ -93,7 +107,7 @@ class _MappedTensor(StoredTensor):
 
     def __getitem__(self, index: Any) -> Tensor:
         """The tensor, or a part of it."""
-        self._note(self._header.stored_bytes)
+        self._mapped._handed_out.append(self._header.stored_bytes)
         return self._mapped.view(self._header)[index]
 
 
@@ -105,6 +119,13 @@ def of(model: nn.Module) -> Mapped | None:
     return _MAPPED.get(model)
 
 
+def settled(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own: a copy if it is in a file that is mapped, else itself."""
+    if tensor.device.type != "cpu" or not any(mapped.owns(tensor) for mapped in list(_MAPPED.values())):
+        return tensor
+    return tensor.detach().clone()
+
+
 def releasing(model: nn.Module, release: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
     """`release`, and what was read of files is given back with each module."""
     mapped = of(model)
@@ -112,6 +133,7 @@ def releasing(model: nn.Module, release: Callable[[nn.Module], None]) -> Callabl
         return release
 
     def release_both(module: nn.Module) -> None:
+        mapped.note(module)
         release(module)
         mapped.forget()
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from worker.models.cache_split import CacheNeeds, split
+from worker.models.division import Division
 from worker.models.draft import PASS_TOKENS
-from worker.models.errors import DoesNotFit
+from worker.models.errors import CannotDivide, DoesNotFit
 from worker.models.shape import Shape, read_shape
+from worker.models.vision import is_of_tower, read_vision
 from worker.models.weights import (
     FLOATS,
     ITEM_BYTES,
@@ -53,6 +55,7 @@ class MemoryPlan:
     window: int = 0  # tokens that sliding layers keep; 0: they have blocks like all others
     window_block_bytes: int = 0  # of sliding layers, where these have blocks of their own
     num_window_blocks: int = 0
+    tower_bytes: int = 0  # of `activation_bytes`, what the largest image takes while it is seen
     draft_bytes: int = 0  # of `weights_bytes`, those of a draft model
     loading_bytes: int = 0  # at the peak of the load, before there is a cache, where weights are quantised
 
@@ -94,9 +97,12 @@ def weights_bytes(
     tensors: list[TensorHeader], dtype: str, quantization: str = "", *, keeps_experts: bool = False
 ) -> int:
     """Memory of these tensors with every float in `dtype`, and the matrices of layers quantised."""
-    return sum(
-        _tensor_bytes(tensor, dtype, "" if keeps_experts and is_expert(tensor) else quantization) for tensor in tensors
-    )
+    return sum(_tensor_bytes(tensor, dtype, _kind(tensor, quantization, keeps_experts)) for tensor in tensors)
+
+
+def _kind(tensor: TensorHeader, quantization: str, keeps_experts: bool) -> str:
+    """How a tensor is quantised."""
+    return "" if (keeps_experts and is_expert(tensor)) or is_of_tower(tensor.name) else quantization
 
 
 def loading_bytes(
@@ -151,20 +157,33 @@ def plan(
     context_limit: int = 0,
     config: Mapping[str, Any] | None = None,
     draft: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    devices: int = 1,
 ) -> MemoryPlan:
     """Plan the model in `path` within `memory_bytes`. Raises DoesNotFit, with the numbers, or NotServable.
 
     `context_limit` lowers the model's own (0: the model's); `config` completes config.json, see `read_shape`; `draft`
-    is the directory of a draft model, which has a cache of as many blocks.
+    is the directory of a draft model, which has a cache of as many blocks; `options` are the model's, as far as they
+    bound its images. Over several `devices`, sizes are those of the first, which has most to hold; CannotDivide if the
+    model is not divided over so many.
     """
-    shape, tensors = read_shape(path, config), read_headers(path)
+    shape, tensors, eyes = read_shape(path, config), read_headers(path), read_vision(path, options, config)
+    if devices > 1:
+        division = Division.of(path, devices, config=config)
+        if draft is not None:
+            raise CannotDivide(path, devices, "it has a draft model, which would have to be divided as well")
+        shape, tensors = division.shrink(shape), [division.share(tensor) for tensor in tensors]
     dtype = resolve_dtype(dtype, shape.dtype or stored_dtype(tensors), device_kind)
     keeps_experts = device_kind != "cpu" or shape.model_type not in QUANTISED_EXPERTS
     weights = weights_bytes(tensors, dtype, quantization, keeps_experts=keeps_experts)
     step = activation_bytes(shape, dtype, prefill_tokens=prefill_tokens, slots=slots)
     # While loading, one tensor exists twice (converted or packed); a step never coincides with that.
     largest = max((tensor.num_items * DTYPE_BYTES[dtype] for tensor in tensors), default=0)
-    fixed = FIXED_BYTES[device_kind]
+    fixed, tower = FIXED_BYTES[device_kind], 0
+    if eyes is not None:
+        tower = eyes.activation_bytes(DTYPE_BYTES[dtype])
+        fixed += eyes.feature_bytes(shape.hidden, DTYPE_BYTES[dtype], slots)
+        fixed += eyes.pixel_bytes(slots) if device_kind == "cpu" else 0
     loading = 0
     if quantization:
         loading = fixed + loading_bytes(tensors, dtype, quantization, device_kind, keeps_experts=keeps_experts)
@@ -178,7 +197,7 @@ def plan(
     found = fit(
         dtype=dtype,
         weights=weights + second.weights_bytes,
-        activation=max(step + SCRATCH_BYTES, largest, second.activation_bytes),
+        activation=max(step + SCRATCH_BYTES, largest, second.activation_bytes, tower),
         fixed=fixed,
         block_bytes=(shape.layers - shape.window_layers) * shape.kv_items * DTYPE_BYTES[dtype] * block_tokens
         + second.block_bytes,
@@ -190,7 +209,7 @@ def plan(
         prefill_tokens=prefill_tokens,
         context_limit=min(context_limit or shape.context_limit, shape.context_limit),
     )
-    return replace(found, loading_bytes=loading, draft_bytes=second.weights_bytes)
+    return replace(found, loading_bytes=loading, draft_bytes=second.weights_bytes, tower_bytes=tower)
 
 
 @dataclass(frozen=True, slots=True)

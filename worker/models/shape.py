@@ -27,6 +27,17 @@ _DEFAULTS: dict[str, dict[str, int]] = {
         "max_position_embeddings": 131_072,
     },
 }
+# The same of a language model that is part of another.
+_PART_DEFAULTS: dict[str, dict[str, int]] = {
+    "llama": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11_008,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 2048,
+    },
+}
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "text_model_config")
 _ALL_SLIDE = ("mistral", "phi3")  # these name no layers: where there is a window, every layer has it
 _UNKNOWN_CONTEXT = 4096  # for a model without position limit whose tokeniser states none either
@@ -59,7 +70,8 @@ def read_shape(path: Path, config: Mapping[str, Any] | None = None) -> Shape:
     """
     outer = dict(config) if config is not None else read_json(path / CONFIG)
     text = next((outer[part] for part in _TEXT_PARTS if isinstance(outer.get(part), dict)), outer)
-    text = _DEFAULTS.get(str(text.get("model_type")), {}) | text
+    parts = _PART_DEFAULTS.get(str(text.get("model_type")), {}) if text is not outer else {}
+    text = parts | _DEFAULTS.get(str(text.get("model_type")), {}) | text
 
     def find(what: str, default: int | None = None) -> int:
         for source in (text, outer):

@@ -16,7 +16,13 @@ from huggingface_hub import HfApi
 from worker.models.errors import NotServable
 from worker.models.files import CONFIG, INDEX, choose, read_json
 
-_SMALL = ("config.json", "generation_config.json", "tokenizer_config.json")
+_SMALL = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 
 
 def make_skeleton(

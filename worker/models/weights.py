@@ -60,9 +60,9 @@ def is_expert(tensor: TensorHeader) -> bool:
 
 
 def can_stay(tensor: TensorHeader, dtype: str) -> bool:
-    """Whether it may be left in its file until it is quantised (`worker.models.mapped`)."""
+    """Whether it may be left in its file until it is packed (`worker.models.mapped`)."""
     is_as_stored = TORCH_NAMES.get(tensor.dtype) == dtype
-    return is_as_stored and is_matrix(tensor) and not is_expert(tensor) and hasattr(mmap, "MADV_DONTNEED")
+    return is_as_stored and len(tensor.shape) == 2 and not is_expert(tensor) and hasattr(mmap, "MADV_DONTNEED")
 
 
 def weight_files(path: Path) -> list[Path]:

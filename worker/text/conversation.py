@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from worker.text.errors import PromptError
+from worker.text.errors import NoSight, PromptError
 from worker.text.system import Place, place_system
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -18,6 +18,7 @@ _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "ref
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 _SHORT_ID = 9
+_IMAGE = "\udcff"  # stands for an image while contents are texts: half of a surrogate pair, which no text has
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,36 @@ class Shape:
     system: Place = "anywhere"
     developer: bool = False  # knows the role; otherwise it is a system message
     short_ids: bool = False  # tool call ids must have nine letters and digits
+    images: bool = False  # takes parts that are images
 
 
 def normalise(messages: list[dict[str, Any]], shape: Shape) -> list[dict[str, Any]]:
-    """Return copies of `messages` in the given shape. Raises `PromptError` on what no text model can take."""
+    """Return copies of `messages` in the given shape. Raises `PromptError` on what the model cannot take.
+
+    A message with images has parts, whatever the shape of others; its images are the parts `{"type": "image"}`.
+    """
     if not messages:
         raise PromptError("messages is empty: send at least one message.", "messages")
     result = place_system([_message(message, index, shape) for index, message in enumerate(messages)], shape.system)
-    return [_with_parts(message) for message in result] if shape.content == "parts" else result
+    if shape.content == "parts":
+        return [_with_parts(message) for message in result]
+    return [_with_parts(message) if _has_image(message) else message for message in result] if shape.images else result
+
+
+def image_parts(messages: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """The parts of messages that are images, in order, each with its place."""
+    found = []
+    for index, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            found += [
+                (f"messages[{index}].content[{place}]", part) for place, part in enumerate(content) if _is_image(part)
+            ]
+    return found
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "image"
 
 
 def _message(message: dict[str, Any], index: int, shape: Shape) -> dict[str, Any]:
@@ -68,19 +91,32 @@ def _message(message: dict[str, Any], index: int, shape: Shape) -> dict[str, Any
 
 
 def _content(content: Any, index: int, shape: Shape) -> str:
-    """The text of a message's content in any of its wire shapes."""
+    """The text of a message's content in any of its wire shapes, with a mark for each image."""
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise PromptError(f"messages[{index}].content is neither text nor a list of parts.", "messages")
-    return shape.joiner.join(_part(part, index) for part in content)
+    if not shape.images:
+        return shape.joiner.join(_part(part, index, place) for place, part in enumerate(content))
+    texts: list[str] = []
+    for place, part in enumerate(content):
+        if _is_image(part):
+            texts.append(_IMAGE)
+            continue
+        text = _part(part, index, place)
+        if _IMAGE in text:
+            raise PromptError(f"messages[{index}] is not valid Unicode text.", "messages")
+        texts.append(shape.joiner + text if texts and texts[-1] != _IMAGE else text)
+    return "".join(texts)
 
 
-def _part(part: Any, index: int) -> str:
+def _part(part: Any, index: int, place: int) -> str:
     if isinstance(part, str):
         return part
+    if _is_image(part):
+        raise NoSight(f"messages[{index}].content[{place}]")
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get(_TEXT_PARTS[kind]) if kind in _TEXT_PARTS else None
     if not isinstance(text, str):
@@ -92,7 +128,20 @@ def _part(part: Any, index: int) -> str:
 
 def _with_parts(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
-    return message | {"content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+    if not isinstance(content, str):
+        return message
+    parts: list[dict[str, str]] = []
+    for place, text in enumerate(content.split(_IMAGE)):
+        if place:
+            parts.append({"type": "image"})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return message | {"content": parts or [{"type": "text", "text": content}]}
+
+
+def _has_image(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    return isinstance(content, str) and _IMAGE in content
 
 
 def _tool_call(call: Any, index: int, shape: Shape) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from shared.messages import no_sight
+
 
 class PromptError(Exception):
     """This prompt cannot be put to this model. Remedy: the client changes the parameter that `param` names."""
@@ -19,6 +21,13 @@ class PromptTooLong(PromptError):
         super().__init__(f"The prompt has more than {tokens} tokens, and {limit} are the limit.", param)
         self.tokens = tokens  # at least
         self.limit = limit
+
+
+class NoSight(PromptError):
+    """The prompt has an image, at the place that `param` names, and the model takes none. Remedy: send text only."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(no_sight("this model", place), place)
 
 
 class CheckpointError(Exception):

@@ -1,14 +1,18 @@
 """Everything between chat messages and token ids, and between token ids and text, for one model directory."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shared.messages import Constraint, Prompt
+from worker.models.errors import NotServable
+from worker.models.vision import Vision, read_vision
 from worker.protocol import Thinking
 from worker.text.checkpoint import Checkpoint, GenerationDefaults
 from worker.text.constrain import Constrainer
+from worker.text.conversation import image_parts
 from worker.text.detokenise import Detokeniser
 from worker.text.errors import CheckpointError, PromptError
 from worker.text.fitting import check_length, shorten
@@ -18,6 +22,7 @@ from worker.text.lark import literal
 from worker.text.marks import Mark, split_marks
 from worker.text.output import Output
 from worker.text.reasoning import ReasoningMarks, prompt_tail
+from worker.text.sight import PromptImage, Reading, Sight
 from worker.text.sorter import BlockSorter, Sorter
 from worker.text.stops import StopFinder
 from worker.text.stream import Piece, TextStream
@@ -26,7 +31,16 @@ from worker.text.tools import HERMES, Convention, UnknownConvention, detect, nam
 from worker.text.variables import spelled
 from worker.text.vocabulary import Vocabulary
 
-__all__ = ["CheckpointError", "GenerationDefaults", "ModelText", "Piece", "PromptError", "TextStream"]
+__all__ = [
+    "CheckpointError",
+    "GenerationDefaults",
+    "ModelText",
+    "Piece",
+    "PromptError",
+    "PromptImage",
+    "Reading",
+    "TextStream",
+]
 
 
 class ModelText:
@@ -36,10 +50,19 @@ class ModelText:
     and tool calls. A prompt of text or ids is continued: everything is content, and nothing is recognised in it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary, *, tool_convention: str = "") -> None:
-        """`tool_convention`: by name, in place of the one that template and vocabulary show."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        vocabulary: Vocabulary,
+        *,
+        tool_convention: str = "",
+        vision: Vision | None = None,
+    ) -> None:
+        """`tool_convention`: by name, in place of the one that template and vocabulary show; `vision`: its eyes."""
         self._vocabulary = vocabulary
-        self._template = ChatTemplate(checkpoint.templates, checkpoint.named_tokens)
+        mark = vocabulary.content(vision.token_id) if vision is not None else ""
+        self._template = ChatTemplate(checkpoint.templates, checkpoint.named_tokens, image_mark=mark)
+        self._sight = Sight(vision, mark) if vision is not None and self._template.takes_images else None
         self._reasoning = ReasoningMarks.detect(vocabulary, self._template.source)
         self._harmony = detect_harmony(vocabulary)
         self._tools = self._convention(tool_convention)
@@ -50,16 +73,26 @@ class ModelText:
         self._constrainer = Constrainer(self._style(), self.vocab_size)
 
     @classmethod
-    def load(cls, path: Path, *, chat_template: str = "", tool_convention: str = "") -> "ModelText":
+    def load(
+        cls,
+        path: Path,
+        *,
+        chat_template: str = "",
+        tool_convention: str = "",
+        options: Mapping[str, Any] | None = None,
+    ) -> "ModelText":
         """Read the tokeniser and the small JSON files in `path`; the others stand in place of what these say.
 
-        Raises `CheckpointError`.
+        `options`: of the model; one of them bounds what an image takes. Raises `CheckpointError`.
         """
         checkpoint = Checkpoint.read(path)
         if chat_template:
             checkpoint = replace(checkpoint, templates={"default": chat_template})
         try:
-            return cls(checkpoint, Vocabulary.load(checkpoint), tool_convention=tool_convention)
+            vision = read_vision(path, options)
+            return cls(checkpoint, Vocabulary.load(checkpoint), tool_convention=tool_convention, vision=vision)
+        except NotServable as error:
+            raise CheckpointError(path, str(error)) from error
         except UnknownConvention as error:
             raise CheckpointError(path, str(error)) from error
 
@@ -71,6 +104,7 @@ class ModelText:
         return {
             "tools": "tools" in self._template.source,
             "reasoning": self._reasoning is not None or bool(self._harmony),
+            "vision": self._sight is not None,
         }
 
     def encode(self, prompt: Prompt, *, limit: int | None = None, reserve: int = 1) -> list[int]:
@@ -80,13 +114,20 @@ class ModelText:
         shortened leaves `reserve` of them free.
 
         Names of special tokens in a message become those tokens, as everywhere in this ecosystem: the tokeniser
-        cannot tell who wrote them.
+        cannot tell who wrote them. An image counts as many tokens as it takes.
         """
-        if prompt.messages is not None:
-            if prompt.shorten and limit is not None:
-                room = limit - reserve
-                prompt = shorten(prompt, room, lambda one: self._read(one, limit=room))
-            return self._read(prompt, limit=limit)
+        return self.read(prompt, limit=limit, reserve=reserve).ids
+
+    def read(self, prompt: Prompt, *, limit: int | None = None, reserve: int = 1) -> Reading:
+        """As `encode`, with the prompt's images and where they stand."""
+        if prompt.messages is None:
+            return Reading(self._read_plain(prompt, limit))
+        if prompt.shorten and limit is not None:
+            room = limit - reserve
+            prompt = shorten(prompt, room, lambda one: self._read(one, limit=room).ids)
+        return self._read(prompt, limit=limit)
+
+    def _read_plain(self, prompt: Prompt, limit: int | None) -> list[int]:
         if prompt.text is not None:
             if not prompt.text:
                 raise PromptError("The prompt is empty: send at least one character.", "prompt")
@@ -98,8 +139,14 @@ class ModelText:
                 raise PromptError(f"Token id {id} is not in this model's vocabulary of {self.vocab_size}.", "prompt")
         return list(prompt.ids)
 
-    def _read(self, prompt: Prompt, *, limit: int | None) -> list[int]:
-        return self._tokens(self.render(prompt), "messages", limit=limit, add_special_tokens=False)
+    def _read(self, prompt: Prompt, *, limit: int | None) -> Reading:
+        def tokens(text: str) -> list[int]:
+            return self._tokens(text, "messages", limit=limit, add_special_tokens=False)
+
+        text = self.render(prompt)
+        if self._sight is None or not image_parts(prompt.messages or []):
+            return Reading(tokens(text))
+        return self._sight.read(prompt, text, tokens)
 
     def render(self, prompt: Prompt) -> str:
         """Return the text that the chat template makes of messages; a text prompt as it is. Raises `PromptError`."""

@@ -1,6 +1,7 @@
 """A model's chat template: messages and tools to the text of a prompt."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -9,7 +10,7 @@ from worker.text.conversation import Shape, normalise
 from worker.text.environment import TemplateRefusal, compile_template
 from worker.text.errors import PromptError
 from worker.text.plain_tools import describe
-from worker.text.traits import probe, shows_tools
+from worker.text.traits import probe, shows_tools, takes_images
 
 _FOR_TOOLS = "tool_use"  # the name of a template that is only for prompts with tools
 _RESERVED = ("messages", "tools", "add_generation_prompt")
@@ -19,14 +20,19 @@ _END = "\ue000plexus\ue001"  # of a message that is continued: private character
 class ChatTemplate:
     """Renders conversations. A checkpoint may bring several templates: one more for prompts with tools."""
 
-    def __init__(self, templates: Mapping[str, str], named_tokens: Mapping[str, str]) -> None:
-        """`templates` by name; none is allowed, and then every rendering is refused with the remedy."""
+    def __init__(self, templates: Mapping[str, str], named_tokens: Mapping[str, str], *, image_mark: str = "") -> None:
+        """`templates` by name; none is allowed, and then every rendering is refused with the remedy.
+
+        `image_mark`: the token that stands for an image, of a model that takes any.
+        """
         self._named_tokens = dict(named_tokens)
         self._variants: dict[str, _Variant] = {}
         self._defects: dict[str, str] = {}
         for name, source in templates.items():
             try:
-                self._variants[name] = _Variant(source, self._named_tokens, is_for_tools=name == _FOR_TOOLS)
+                self._variants[name] = _Variant(
+                    source, self._named_tokens, is_for_tools=name == _FOR_TOOLS, image_mark=image_mark
+                )
             except jinja2.TemplateSyntaxError as error:
                 self._defects[name] = f"line {error.lineno}: {error.message}"
         self.source = "\n".join(templates.values())
@@ -78,6 +84,12 @@ class ChatTemplate:
         variant = self._variants.get(_FOR_TOOLS) or self._variants.get("default")
         return variant is not None and variant.shows_tools
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether the usual template shows images, by the mark that was given."""
+        variant = self._variants.get("default")
+        return variant is not None and variant.shape.images
+
     def _variant(self, *, with_tools: bool) -> "_Variant":
         for name in (_FOR_TOOLS, "default") if with_tools else ("default",):
             if name in self._variants:
@@ -94,10 +106,12 @@ class ChatTemplate:
 class _Variant:
     """One template, compiled, and the shape of messages it takes."""
 
-    def __init__(self, source: str, named_tokens: dict[str, str], *, is_for_tools: bool) -> None:
+    def __init__(self, source: str, named_tokens: dict[str, str], *, is_for_tools: bool, image_mark: str) -> None:
         self._render: Callable[..., str] = compile_template(source)
         self._named_tokens = named_tokens
         self.shape: Shape = probe(self._plain, source)
+        if image_mark and takes_images(self._plain, self.shape, image_mark):
+            self.shape = replace(self.shape, images=True)
         self.shows_tools = is_for_tools or shows_tools(self._with_tools)
 
     def render(

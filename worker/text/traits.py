@@ -29,6 +29,13 @@ def probe(render: Render, source: str) -> Shape:
     return _probe_tool_call(render, shape)
 
 
+def takes_images(render: Render, shape: Shape, mark: str) -> bool:
+    """Whether a template puts `mark` once where a message has an image, and keeps the text beside it."""
+    message = _user([{"type": "image"}, {"type": "text", "text": _ONE}])
+    text = _try(render, normalise(message, replace(shape, images=True)))
+    return text.count(mark) == 1 and _ONE in text
+
+
 def shows_tools(render: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]) -> bool:
     """Whether a template puts tools into the prompt. One that fails with them is taken to know what they are."""
     try:

@@ -58,6 +58,27 @@ async function responses() {
   };
 }
 
+async function background() {
+  const seen = [];
+  let id;
+  for await (const event of await client.responses.create({ model, input: CAPITAL, background: true, stream: true })) {
+    id ??= event.response?.id;
+    seen.push(event);
+    if (seen.length === 3) break; // the client leaves, and the response goes on
+  }
+  const last = seen.at(-1).sequence_number;
+  for await (const event of await client.responses.retrieve(id, { stream: true, starting_after: last })) seen.push(event);
+  const fetched = await client.responses.retrieve(id);
+  const image_url = "data:image/png;base64,iVBORw0KGgo=";
+  const input = [{ role: "user", content: [{ type: "input_image", image_url, detail: "auto" }] }];
+  const refused = await client.responses.create({ model, input }).catch((error) => [error.constructor.name, error.param]);
+  return {
+    numbers: seen.map((event) => event.sequence_number), first: seen[0].type, last: seen.at(-1).type,
+    text: seen.filter((event) => event.type === "response.output_text.delta").map((event) => event.delta).join(""),
+    fetched: fetched.output_text, refused,
+  };
+}
+
 async function rest() {
   const completion = await client.completions.create({ model, prompt: "One two", max_tokens: 4, stream: true });
   const pieces = [];
@@ -76,4 +97,4 @@ async function rest() {
   };
 }
 
-console.log(JSON.stringify(await { chat, responses, rest }[process.argv[2]]()));
+console.log(JSON.stringify(await { chat, responses, background, rest }[process.argv[2]]()));

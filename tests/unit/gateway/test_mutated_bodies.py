@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.dialects import anthropic_messages, openai_responses
+from gateway.dialects.conversation import image_paths
 from gateway.errors import ApiError
+from tests.support import pictures
 
 MESSAGE: dict[str, Any] = {
     "model": "m",
     "max_tokens": 5,
     "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
     "messages": [
-        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, pictures.block()]},
         {
             "role": "assistant",
             "content": [
@@ -38,7 +40,7 @@ RESPONSE: dict[str, Any] = {
     "model": "m",
     "instructions": "i",
     "input": [
-        {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, pictures.input_part()]},
         {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "s"}], "encrypted_content": "e"},
         {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "namespace": "n"},
         {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "x"}]},
@@ -102,6 +104,9 @@ def test_mutations(parse: Any, body: dict[str, Any]) -> None:
             assert error.param
         else:
             orjson.dumps(request.prompt.messages)
-            assert all(isinstance(message["content"], str) for message in request.prompt.messages or [])
+            assert len(request.images) == len(list(image_paths(request.prompt)))
+            for message in request.prompt.messages or []:
+                kinds = {part["type"] for part in message["content"]} if isinstance(message["content"], list) else {""}
+                assert kinds in ({""}, {"image"}, {"image", "text"})
 
     mutated()

@@ -1,5 +1,6 @@
 """Frames over a socket pair: whole, in order, and an end that is noticed."""
 
+import asyncio
 import socket
 import struct
 import threading
@@ -7,7 +8,7 @@ import threading
 import pytest
 
 from worker import channel
-from worker.channel import MAX_FRAME, Channel, ChannelClosed, open_channel, read_frame
+from worker.channel import MAX_FRAME, AsyncChannel, Channel, ChannelClosed
 
 
 @pytest.fixture
@@ -73,15 +74,66 @@ def test_a_frame_over_the_limit_is_refused() -> None:
 
 
 async def test_the_asyncio_end_speaks_the_same(ends: tuple[socket.socket, socket.socket]) -> None:
-    reader, writer = await open_channel(ends[0])
+    line = await AsyncChannel.open(ends[0])
     other = Channel(ends[1])
-    writer.write(channel.frame(b"down"))
-    await writer.drain()
+    line.send(b"down")
+    await asyncio.sleep(0)
     assert other.receive(None) == [b"down"]
     other.send(b"up")
-    assert await read_frame(reader) == b"up"
+    assert await line.receive() == b"up"
     ends[1].sendall(struct.pack("<I", 10) + b"half")
     ends[1].close()
     with pytest.raises(ChannelClosed):
-        await read_frame(reader)
-    writer.close()
+        await line.receive()
+    line.send(b"nobody hears it")
+    line.close()
+    await line.wait_closed()
+
+
+async def test_a_listener_gets_what_came_before_it_and_what_comes_then(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    line = await AsyncChannel.open(ends[0])
+    whole = channel.frame(b"one") + channel.frame(b"two") + channel.frame(b"three")
+    heard: list[bytes] = []
+    ends[1].sendall(whole[:9])
+    assert await line.receive() == b"one"
+    ends[1].sendall(whole[9:13])  # the first bytes of the second frame
+    serving = asyncio.create_task(line.serve(heard.append))
+    await asyncio.sleep(0)
+    ends[1].sendall(whole[13:])
+    ends[1].close()
+    await serving
+    assert heard == [b"two", b"three"]
+
+
+async def test_what_a_listener_raises_ends_its_service_and_loses_nothing(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    line = await AsyncChannel.open(ends[0])
+
+    def refuse(frame: bytes) -> None:
+        raise ValueError(frame)
+
+    ends[1].sendall(channel.frame(b"bad") + channel.frame(b"next"))
+    with pytest.raises(ValueError, match="bad"):
+        await line.serve(refuse)
+    assert await line.receive() == b"next"
+    line.close()
+    await line.wait_closed()
+
+
+async def test_a_service_that_is_cancelled_leaves_the_rest_to_the_next_reader(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    line = await AsyncChannel.open(ends[0])
+    heard: list[bytes] = []
+    serving = asyncio.create_task(line.serve(heard.append))
+    await asyncio.sleep(0)
+    serving.cancel()
+    await asyncio.wait({serving})
+    ends[1].sendall(channel.frame(b"later"))
+    assert await line.receive() == b"later"
+    assert heard == []
+    line.close()
+    await line.wait_closed()

@@ -12,6 +12,7 @@ from worker.engine.cuda.operations import HeadSizes, Operations
 from worker.engine.cuda.page_cache import PageCache
 from worker.engine.cuda.step import StepInputs
 from worker.engine.fast.description import Decoder, DecoderLayer
+from worker.engine.fast.sharing import Sharing, reduced
 from worker.engine.linears import Linear
 
 
@@ -32,6 +33,7 @@ class DeviceDecoder:
         operations, attention: how.
         quantization: of the layers' weights; the head and the embedding stay as they are.
         release: called with each linear layer once its weight is not needed any more.
+        sharing: joins it with the other ranks' shares of the model; None: it is the whole model.
     """
 
     def __init__(
@@ -43,15 +45,17 @@ class DeviceDecoder:
         release: Callable[[nn.Module], None],
         *,
         use_triton: bool = True,
+        sharing: Sharing | None = None,
     ) -> None:
         self.vocab_size = decoder.vocab_size
+        self._sharing = sharing
         self._of = decoder
         self._operations = operations
         self._attention = attention
         self._sizes = HeadSizes(decoder.heads, decoder.kv_heads, decoder.head_dim)
         self._layers = []
         for layer in decoder.layers:
-            self._layers.append(_make_layer(layer, quantization, use_triton))
+            self._layers.append(_make_layer(layer, quantization, use_triton, sharing))
             for stacked in (layer.qkv, layer.output, layer.gate, layer.up, layer.down):
                 for module in stacked.modules:
                     release(module)
@@ -67,7 +71,8 @@ class DeviceDecoder:
     def compute(self, inputs: StepInputs, caches: Sequence[PageCache]) -> Tensor:
         """Logits of the kept tokens, [kept, vocabulary]."""
         of, operations = self._of, self._operations
-        residual = self._of.embedding[inputs.ids]
+        sharing = self._sharing
+        residual = of.embedding[inputs.ids] if sharing is None else sharing.embed(of.embedding, inputs.ids)
         if of.embedding_scale != 1.0:
             residual = residual * of.embedding_scale
         angles = [self._angles(number, inputs.positions) for number in range(len(of.ropes))]
@@ -85,6 +90,8 @@ class DeviceDecoder:
             norm = of.final_norm if is_last else self._layers[number + 1].of.input_norm
             x = operations.add_norm(x, residual, norm, of.epsilon)
         logits = self._head(x)
+        if sharing is not None:
+            logits = sharing.gather(logits)
         if of.final_softcap:
             logits = torch.tanh(logits.float() / of.final_softcap) * of.final_softcap
         return logits
@@ -109,7 +116,7 @@ class DeviceDecoder:
         return angles.cos() * rope.scale, angles.sin() * rope.scale
 
 
-def _make_layer(layer: DecoderLayer, quantization: str, use_triton: bool) -> _Layer:
+def _make_layer(layer: DecoderLayer, quantization: str, use_triton: bool, sharing: Sharing | None) -> _Layer:
     gate, up = layer.gate, layer.up
     biases = gate.bias(), up.bias()
     bias = None if biases[0] is None or biases[1] is None else torch.cat([biases[0], biases[1]])
@@ -120,7 +127,7 @@ def _make_layer(layer: DecoderLayer, quantization: str, use_triton: bool) -> _La
     return _Layer(
         layer,
         make(layer.qkv.weight(), layer.qkv.bias()),
-        make(layer.output.weight(), layer.output.bias()),
+        reduced(make(layer.output.weight(), layer.output.bias()), sharing),
         make(torch.cat([gate.weight(), up.weight()]), bias),
-        make(layer.down.weight(), layer.down.bias()),
+        reduced(make(layer.down.weight(), layer.down.bias()), sharing),
     )

@@ -22,8 +22,21 @@ class Stacked:
 
     def weight(self) -> Tensor:
         """[outputs, inputs]"""
-        weights = [module.weight.detach() for module in self.modules]
-        return (weights[0] if len(weights) == 1 else torch.cat(weights))[self.start : self.stop]
+        weights = self.weights()
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    def weights(self) -> list[Tensor]:
+        """The parts that `weight` puts on top of each other, where they lie."""
+        found: list[Tensor] = []
+        first = 0
+        for module in self.modules:
+            whole = module.weight.detach()
+            stop = len(whole) if self.stop is None else self.stop - first
+            part = whole[max(0, self.start - first) : max(0, stop)]
+            first += len(whole)
+            if len(part):
+                found.append(part)
+        return found
 
     def bias(self) -> Tensor | None:
         """[outputs], or None if none of them has one."""

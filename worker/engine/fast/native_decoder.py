@@ -61,7 +61,7 @@ class NativeDecoder:
         return sum(held.num_bytes if isinstance(held, PackedMatrix) else held.nbytes for held in self._kept)
 
     def bind(self, caches: Sequence[LayerCache]) -> "BoundDecoder":
-        """The decoder over these layers' caches."""
+        """The decoder over these layers' caches; its first layers, if there are caches for no more."""
         return BoundDecoder(self, caches)
 
     def _make_model(self, decoder: Decoder) -> library.Model:
@@ -97,7 +97,7 @@ class NativeDecoder:
         for name in ("qkv", "output", "gate", "up", "down"):
             stacked: Stacked = getattr(layer, name)
             kind: Kind = self._kind if can_pack(self._kind, stacked.inputs) else "int8"
-            setattr(struct, name, self._pack(stacked.weight(), stacked.bias(), kind).struct)
+            setattr(struct, name, self._pack(stacked.weights(), stacked.bias(), kind).struct)
             if name != "gate":  # the up half may be of the same module
                 for module in stacked.modules:
                     release(module)
@@ -110,7 +110,7 @@ class NativeDecoder:
         struct.rope = layer.rope
         struct.table = 1 if layer.window else 0
 
-    def _pack(self, weight: Tensor, bias: Tensor | None, kind: Kind) -> PackedMatrix:
+    def _pack(self, weight: Tensor | list[Tensor], bias: Tensor | None, kind: Kind) -> PackedMatrix:
         matrix = PackedMatrix(weight, bias, kind)
         self._kept.append(matrix)
         return matrix
@@ -129,10 +129,11 @@ class BoundDecoder:
         self._caches = list(caches)
         self._library = library.load()
         self._layers = type(decoder._layers).from_buffer_copy(decoder._layers)
-        for struct, cache in zip(self._layers, self._caches, strict=True):
+        for struct, cache in zip(self._layers, self._caches, strict=False):
             struct.cache = cache_struct(cache)
         self._model = library.Model.from_buffer_copy(decoder._model)
         self._model.layers = self._layers
+        self._model.num_layers = len(self._caches)
         self._space = self._library.plexus_workspace()
         weakref.finalize(self, self._library.plexus_free_workspace, self._space)
 

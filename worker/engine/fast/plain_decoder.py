@@ -12,8 +12,10 @@ from worker.engine.cache import LayerCache
 from worker.engine.fast.description import Activation, Decoder, DecoderLayer
 from worker.engine.fast.experts import Activate, RoutedExperts
 from worker.engine.fast.packing import Packed
+from worker.engine.fast.sharing import Sharing, reduced
 from worker.engine.linears import Linear, LinearChoice, make_linear
 from worker.engine.paged import PagedAttention
+from worker.models.mapped import settled
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -27,7 +29,7 @@ class _Layer:
     of: DecoderLayer
     qkv: Linear
     output: Linear
-    mlp: "_Perceptron | RoutedExperts"
+    mlp: Linear
 
 
 class PlainDecoder:
@@ -37,11 +39,19 @@ class PlainDecoder:
         decoder: what to compute.
         choice: which kinds of linear layers may be used.
         release: called with each linear layer once its weight is not needed any more.
+        sharing: joins it with the other ranks' shares of the model; None: it is the whole model.
     """
 
-    def __init__(self, decoder: Decoder, choice: LinearChoice, release: Callable[[nn.Module], None]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        choice: LinearChoice,
+        release: Callable[[nn.Module], None],
+        sharing: Sharing | None = None,
+    ) -> None:
         self._of = decoder
-        self._embedding = decoder.embedding
+        self._embedding = settled(decoder.embedding)
+        self._sharing = sharing
         self.vocab_size = decoder.vocab_size
         activate = _ACTIVATIONS[decoder.activation]
         self._layers = [self._make_layer(layer, activate, choice, release) for layer in decoder.layers]
@@ -58,20 +68,26 @@ class PlainDecoder:
         return self._embedding.nbytes + sum(linear.num_bytes for linear in linears)
 
     def bind(self, caches: Sequence[LayerCache]) -> "BoundPlainDecoder":
-        """The decoder over these layers' caches."""
+        """The decoder over these layers' caches; its first layers, if there are caches for no more."""
         return BoundPlainDecoder(self, caches)
 
-    @staticmethod
     def _make_layer(
-        layer: DecoderLayer, activate: Activate, choice: LinearChoice, release: Callable[[nn.Module], None]
+        self,
+        layer: DecoderLayer,
+        activate: Activate,
+        choice: LinearChoice,
+        release: Callable[[nn.Module], None],
     ) -> _Layer:
         made = _Layer(
             layer,
             make_linear(layer.qkv.weight(), layer.qkv.bias(), choice),
-            make_linear(layer.output.weight(), layer.output.bias(), choice),
-            RoutedExperts(layer.experts, activate, choice, release)
-            if layer.experts
-            else _Perceptron(layer, activate, choice),
+            reduced(make_linear(layer.output.weight(), layer.output.bias(), choice), self._sharing),
+            reduced(
+                RoutedExperts(layer.experts, activate, choice, release)
+                if layer.experts
+                else _Perceptron(layer, activate, choice),
+                self._sharing,
+            ),
         )
         for stacked in (layer.qkv, layer.output, layer.gate, layer.up, layer.down):
             for module in stacked.modules:
@@ -118,9 +134,10 @@ class BoundPlainDecoder:
             window_spans=packed.window.spans,
             window_slots=flat[3],
         )
-        hidden = self._decoder._embedding[flat[0]] * of.embedding_scale
+        table, sharing = self._decoder._embedding, self._decoder._sharing
+        hidden = (table[flat[0]] if sharing is None else sharing.embed(table, flat[0])) * of.embedding_scale
         turns = [self._angles(number, flat[1]) for number in range(len(of.ropes))]
-        for number, layer in enumerate(self._decoder._layers):
+        for number, layer in enumerate(self._decoder._layers[: len(self._caches)]):
             x = self._norm(hidden, layer.of.input_norm)
             x = layer.output(self._attend(number, layer, layer.qkv(x), turns[layer.of.rope], attention))
             hidden = hidden + self._norm(x, layer.of.after_attention)
@@ -128,6 +145,8 @@ class BoundPlainDecoder:
             hidden = hidden + self._norm(x, layer.of.after_mlp)
         kept = torch.tensor(packed.kept, dtype=torch.long, device=self._device)
         logits = self._decoder._head(self._norm(hidden[kept], of.final_norm)).float()
+        if sharing is not None:
+            logits = sharing.gather(logits)
         if of.final_softcap:
             logits = torch.tanh(logits / of.final_softcap) * of.final_softcap
         return logits

@@ -26,6 +26,12 @@ class Matrix(Structure):
     ]
 
 
+class Part(Structure):
+    """Some rows of a weight that is to be packed."""
+
+    _fields_ = [("rows", c_void_p), ("count", c_int64)]
+
+
 class Cache(Structure):
     """One layer's keys and values."""
 
@@ -127,7 +133,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "plexus_layout": (c_int64, [c_int32]),
     "plexus_packed_bytes": (c_int64, [POINTER(Matrix)]),
     "plexus_padded_columns": (c_int64, [POINTER(Matrix)]),
-    "plexus_pack": (None, [POINTER(Matrix), c_void_p, c_int32, c_int32]),
+    "plexus_pack": (None, [POINTER(Matrix), POINTER(Part), c_int32, c_int32]),
     "plexus_unpack_rows": (None, [POINTER(Matrix), c_void_p, c_int64, c_void_p]),
     "plexus_linear": (None, [POINTER(Matrix), c_void_p, c_int64, c_int32, c_void_p, c_int32]),
     "plexus_rms_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_int32, c_void_p]),

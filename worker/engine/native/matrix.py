@@ -1,6 +1,7 @@
 """A linear layer's weight in the native library's own layout."""
 
 import ctypes
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -26,15 +27,18 @@ class PackedMatrix:
     of an output; both quantise the activations on the way, row by row.
 
     Args:
-        weight: [outputs, inputs], float32 or bfloat16, on the CPU; not kept.
+        weight: [outputs, inputs], float32 or bfloat16, on the CPU; not kept. Several are stacked as they are packed.
         bias: [outputs] or None.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind) -> None:
-        assert weight.dtype in _DTYPES and can_pack(kind, weight.shape[1]), (weight.dtype, weight.shape, kind)
+    def __init__(self, weight: Tensor | Sequence[Tensor], bias: Tensor | None, kind: Kind) -> None:
+        weights = [one.detach().contiguous() for one in ([weight] if isinstance(weight, Tensor) else weight)]
+        dtype, self.depth = weights[0].dtype, weights[0].shape[1]
+        self.columns = sum(len(one) for one in weights)
+        assert dtype in _DTYPES and can_pack(kind, self.depth), (dtype, self.depth, kind)
+        assert all(one.dtype == dtype and one.shape[1] == self.depth for one in weights), [one.shape for one in weights]
         self._library = library.load()
         self.kind: Kind = kind
-        self.columns, self.depth = weight.shape
         self._bias = None if bias is None else bias.detach().float().contiguous()
         self.struct = library.Matrix(columns=self.columns, depth=self.depth, kind=_NUMBERS[kind])
         this = ctypes.byref(self.struct)
@@ -46,9 +50,8 @@ class PackedMatrix:
             self.struct.scales = self._scales.data_ptr()
         if self._bias is not None:
             self.struct.bias = self._bias.data_ptr()
-        weight = weight.detach().contiguous()
-        is_bfloat16 = weight.dtype == torch.bfloat16
-        self._library.plexus_pack(this, weight.data_ptr(), is_bfloat16, torch.get_num_threads())
+        parts = (library.Part * len(weights))(*[library.Part(one.data_ptr(), len(one)) for one in weights])
+        self._library.plexus_pack(this, parts, dtype == torch.bfloat16, torch.get_num_threads())
 
     @property
     def num_bytes(self) -> int:

@@ -1,5 +1,6 @@
 """Settings of the system before this one, translated."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,43 @@ def test_the_check_names_models_and_errors(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text('[[model]]\nid = "a"\nsource = "org/a"\n[aliases]\nb = "a"\n')
     result = CliRunner().invoke(app, ["config", "check", str(tmp_path / "m.toml")])
     assert "1 models, 1 aliases" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[gateway]\nlisten = 5", r"the translated gateway.toml: listen = 5: .*valid string.* Correct it"),
+        ('[eviction]\nstrategy = "fifo"', r"eviction.strategy = 'fifo': .*'lru' or 'priority'"),
+        ("[harness.candle.sources.lab]\nendpoint = 3", r"the translated worker.toml: sources.lab.endpoint = 3"),
+        (
+            '[[models]]\nid = "a/b"\nresidency_priority = "high"',
+            r"model 'a/b': residency_priority = 'high' is no whole",
+        ),
+        ('[[models]]\nid = "a/b"\nmin_device_vram_mb = true', r"model 'a/b': min_device_vram_mb = True is no whole"),
+        ('[[models]]\nid = "a/b"\nlimit = 3', r"model 'a/b': "),
+    ],
+)
+def test_odd_values_are_refused_by_name_before_anything_is_written(tmp_path: Path, text: str, said: str) -> None:
+    """A gateway would have refused what was written, or taken it in another meaning."""
+    (tmp_path / "old.toml").write_text(text)
+    done = CliRunner().invoke(app, ["config", "import", str(tmp_path / "old.toml"), "--out", str(tmp_path / "new")])
+    assert done.exit_code != 0
+    assert re.search(said, str(done.exception or "") + done.output), (done.exception, done.output)
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_host_as_a_text_is_one_host() -> None:
+    """It became a list of its letters."""
+    found = translate({"models.toml": '[[models]]\nid = "a/b"\npinned_on = "beast"'})
+    assert found.models[0]["workers"] == ["beast"]
+
+
+def test_a_host_that_no_worker_can_be_called_after_is_told() -> None:
+    (note,) = translate({"c.toml": '[[neurons]]\nname = "the beast"'}).notes
+    assert "no worker can be called so" in note and "--name the beast" not in note
+
+
+def test_an_empty_file_is_no_riddle(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text("")
+    done = CliRunner().invoke(app, ["config", "import", str(tmp_path / "old.toml")])
+    assert done.exit_code == 0 and "has a counterpart" in done.output

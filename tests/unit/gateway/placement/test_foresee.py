@@ -59,6 +59,15 @@ def test_a_drain_is_foreseen() -> None:
     assert steps == ["w3: load a (ann wants it loaded)", "after 1 s: w1: unload a (what-if drains w1)"]
 
 
+def test_what_is_unloaded_is_foreseen_as_gone_and_its_memory_as_free() -> None:
+    """It was told as draining for ever, and whoever waited for the room was not seen to get it."""
+    fleet = crowded()
+    fleet.jobs("b")
+    assert foresee(fleet.view(), WhatIf("unload", "a")).states["b"].startswith("waiting → ready")
+    told = foresee(crowded().view(), WhatIf("drain", "w1"))
+    assert told.states["a"] == "ready → cold: nobody asked for it"
+
+
 def test_a_loss_is_foreseen() -> None:
     fleet = crowded()
     fleet.worker("w3", 8)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from gateway.placement.foresee import explain
 from gateway.placement.planner import Plan, View, plan
 from gateway.placement.view import Size
 from shared.records import (
@@ -17,6 +18,7 @@ from shared.records import (
     ReplicaRecord,
     WorkerRecord,
 )
+from tests.support.placement import Paper, placed
 
 GB = 1 << 30
 
@@ -250,3 +252,84 @@ def test_the_older_wish_is_served_first() -> None:
 def test_the_same_view_gives_the_same_plan() -> None:
     same = view(["a", "b"], [loaded("a", replicas=2), loaded("b")], [a_worker(f"w{n}") for n in range(5)])
     assert plan(same, epoch=1) == plan(same, epoch=1)
+
+
+# --- mirrors ---------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_a_mirror_goes_where_the_mirror_is_known() -> None:
+    """It was assigned where most memory was free, failed there for want of the mirror, and backed off."""
+    fleet = Paper()
+    fleet.worker("w1", 64)
+    fleet.worker("w2", 8, mirrors=("lab",))
+    fleet.worker("w3", 64, mirrors=("attic",))
+    fleet.model("a", source="lab:org/a")
+    fleet.model("b", options={"draft": "lab:org/small"})
+    fleet.jobs("a")
+    fleet.jobs("b")
+    assert placed(fleet.plan()) == {"w2": ["a", "b"]}
+
+
+def test_a_mirror_that_no_worker_knows_is_told_at_once() -> None:
+    """Jobs waited for ever for a model that nobody could fetch."""
+    fleet = Paper()
+    fleet.worker("w1", mirrors=("attic",))
+    fleet.worker("w2")
+    fleet.model("a", source="lab:org/a")
+    fleet.jobs("a")
+    decided = fleet.plan()
+    assert decided.changes == []
+    assert decided.verdicts["a"].state == "cannot_fit"
+    assert decided.reasons["a"] == "no worker knows the mirror 'lab' of its source"
+    told = explain(fleet.view(), decided, "a")
+    assert [one.verdict for one in told.candidates] == [
+        "w1 does not know the mirror 'lab'",
+        "w2 does not know the mirror 'lab'",
+    ]
+
+
+def test_a_mirror_known_only_where_the_model_may_not_run_does_not_help() -> None:
+    fleet = Paper()
+    fleet.worker("w1", mirrors=("lab",))
+    fleet.worker("w2")
+    fleet.model("a", source="lab:org/a", workers=["w2"])
+    fleet.jobs("a")
+    assert fleet.plan().reasons["a"] == "no worker that may run it knows the mirror 'lab' of its source"
+
+
+def test_a_worker_with_the_mirror_that_is_being_emptied_is_waited_for() -> None:
+    """Else a drain of an hour fails requests that would have been served after it."""
+    fleet = Paper()
+    fleet.worker("w1", mirrors=("lab",))
+    fleet.worker("w2")
+    fleet.drain("w1")
+    fleet.model("a", source="lab:org/a")
+    fleet.jobs("a")
+    assert fleet.plan().verdicts["a"].state == "waiting"
+
+
+def test_the_mirrors_of_the_draft_model_and_of_the_model_may_be_known_apart() -> None:
+    fleet = Paper()
+    fleet.worker("w1", mirrors=("lab",))
+    fleet.worker("w2", mirrors=("attic",))
+    fleet.model("a", source="lab:org/a", options={"draft": "attic:org/small"})
+    fleet.jobs("a")
+    assert fleet.plan().reasons["a"] == "w1 does not know the mirror 'attic'; w2 does not know the mirror 'lab'"
+
+
+def test_more_replicas_than_workers_is_explained() -> None:
+    """A worker runs one replica of a model: an entry that asks for three of two workers is no riddle."""
+    fleet = Paper(scale_up_after_s=5)
+    fleet.worker("w1")
+    fleet.worker("w2")
+    fleet.model("a", max_replicas=3)
+    fleet.ready("a", "w1")
+    fleet.ready("a", "w2")
+    fleet.jobs("a", queued=9, waiting=20)
+    verdict = fleet.plan().verdicts["a"]
+    assert verdict.state == "ready"
+    assert verdict.reason == (
+        "on w1, w2; no further worker can take it (2 of 3 placed): "
+        "it is on w1 already, and a worker runs one replica of a model; "
+        "it is on w2 already, and a worker runs one replica of a model"
+    )

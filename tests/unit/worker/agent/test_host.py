@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shared.records import ModelRecord
 from shared.settings import WorkerSettings
 from worker.agent import sizing
-from worker.agent.devices import CUDA_FRACTION, DeviceInfo, Devices, num_cores
+from worker.agent.devices import CUDA_FRACTION, CpuProbe, DeviceInfo, Devices, num_cores
 from worker.agent.errors import NoSuchDevice
 from worker.agent.identity import worker_name
 from worker.agent.sizing import size
@@ -64,9 +65,35 @@ def test_the_share_of_memory() -> None:
     assert devices().free_bytes("cpu") == 7
 
 
-def test_cores() -> None:
+def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert num_cores(WorkerSettings(cores=3)) == 3
-    assert num_cores(WorkerSettings()) >= 1
+    monkeypatch.setattr("shared.host.num_cores", lambda: 5)
+    assert num_cores(WorkerSettings()) == 5
+
+
+class Contained:
+    """A container that may use so much, and has so much left of it."""
+
+    def __init__(self, limit: int, free: int | None) -> None:
+        self._limit, self._free = limit, free
+
+    def memory_bytes(self) -> int:
+        return self._limit
+
+    def free_bytes(self) -> int | None:
+        return self._free
+
+
+def test_a_container_s_memory_is_what_it_may_use_not_the_hosts() -> None:
+    """A worker in a container of 1 GB promised the host's memory, and the kernel ended its replicas."""
+    probe = CpuProbe(Contained(1 << 20, 1 << 10))  # type: ignore[arg-type]
+    given = Devices(WorkerSettings(device="cpu", memory_fraction=0.5), FixedProbe(), probe)
+    assert given.get("cpu").total_bytes == 1 << 19
+    assert given.free_bytes("cpu") == 1 << 10
+    free = CpuProbe(Contained(0, None))  # type: ignore[arg-type]
+    ((_, total),) = free.devices()
+    assert total == psutil.virtual_memory().total
+    assert 0 < free.free_bytes("cpu") <= total
 
 
 def test_a_name_is_made_once_and_kept(tmp_path: Path) -> None:

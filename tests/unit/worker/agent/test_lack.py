@@ -1,7 +1,7 @@
 """What a failed start tells the leader, which plans by it."""
 
 from worker.agent.backoff import Lack
-from worker.agent.errors import FrontFailed, NotEnoughMemory, TooManyDevices, Underestimated
+from worker.agent.errors import FrontFailed, NotEnoughMemory, TooFewDevices, Underestimated
 from worker.agent.keeper import _want_of_memory
 from worker.models.errors import DoesNotFit
 
@@ -15,7 +15,7 @@ def test_want_of_memory_is_told_with_its_figures() -> None:
 
 
 def test_what_no_room_would_help_is_not_tried_again_soon() -> None:
-    assert _want_of_memory(TooManyDevices(["cuda:0", "cuda:1"])) == Lack("does_not_fit", "", 0, 0)
+    assert _want_of_memory(TooFewDevices(2, ["cuda:0"])) == Lack("does_not_fit", "", 0, 0)
 
 
 def test_any_other_failure_is_none_of_memory() -> None:

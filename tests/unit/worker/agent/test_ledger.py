@@ -37,10 +37,12 @@ def test_what_the_driver_says_counts_too() -> None:
     assert ledger.available_bytes("cuda:0", FREE) == 5
 
 
-def test_cores_are_divided_and_nobody_gets_none() -> None:
-    ledger = Ledger({"cpu": 100}, 4)
-    grants = [ledger.reserve(str(n), "cpu", 1, cores=3, free_bytes=FREE).cores for n in range(3)]
-    assert grants == [3, 1, 1]
+def test_whoever_comes_later_gets_the_cores_it_asks_for() -> None:
+    """On sixteen cores the first replica got all, and the second one."""
+    ledger = Ledger({"cpu": 100}, 16)
+    asked = (16, 8, 6, 0, 99)  # even shares, each of as many as there are by then
+    grants = [ledger.reserve(str(n), "cpu", 1, cores=cores, free_bytes=FREE).cores for n, cores in enumerate(asked)]
+    assert grants == [16, 8, 6, 1, 16]
 
 
 def test_an_unknown_device_is_named() -> None:
@@ -66,3 +68,18 @@ def test_promises_never_exceed_the_device(events: list[tuple[str, int, int, int]
         except NotEnoughMemory as error:
             assert error.free_bytes < size
     assert ledger.reserved_bytes("cpu") == sum(promised.values()) <= 100
+
+
+def test_several_devices_are_promised_together_or_not_at_all() -> None:
+    ledger = Ledger({"cuda:0": 100, "cuda:1": 100, "cuda:2": 100}, 8)
+    ledger.reserve("a", "cuda:1", 50, cores=1, free_bytes=FREE)
+    with pytest.raises(NotEnoughMemory, match=r"needs .* on cuda:1"):
+        ledger.reserve("b", "cuda:0", 60, cores=2, free_bytes=FREE, others={"cuda:1": FREE})
+    assert ledger.reserved_bytes("cuda:0") == 0
+    grant = ledger.reserve("b", "cuda:0", 60, cores=2, free_bytes=FREE, others={"cuda:2": FREE})
+    assert grant.devices == ("cuda:0", "cuda:2")
+    ledger.measured("b", 70)  # where it took most
+    assert [ledger.reserved_bytes(device) for device in ("cuda:0", "cuda:1", "cuda:2")] == [70, 50, 70]
+    assert ledger.available_bytes("cuda:2", FREE) == 30
+    ledger.release("b")
+    assert ledger.reserved_bytes("cuda:2") == 0

@@ -25,10 +25,20 @@ class Stub:
         return [bytes(ids) for ids in batch]
 
 
-def a_job(key: str, *inputs: list[int], wanted: list[int] | None = None, batch_class: bool = False) -> Submit:
+def a_job(
+    key: str, *inputs: list[int], wanted: list[int] | None = None, batch_class: bool = False, owner: str = ""
+) -> Submit:
     choices = [Choice(index) for index in (range(len(inputs)) if wanted is None else wanted)]
     sample = Sample(seed=0, max_tokens=1)
-    return Submit(key=key, prompt=[], inputs=list(inputs), choices=choices, sample=sample, batch_class=batch_class)
+    return Submit(
+        key=key,
+        prompt=[],
+        inputs=list(inputs),
+        choices=choices,
+        sample=sample,
+        batch_class=batch_class,
+        owner=owner,
+    )
 
 
 def run(engine: EmbeddingEngine) -> list[Step]:
@@ -78,6 +88,36 @@ def test_jobs_take_turns_and_batch_jobs_wait() -> None:
     steps = run(engine)
     assert encoder.batches == [[[1], [2], [1], [1]], [[1], [1], [1], [7]], [[7]]]
     assert [step.waiting for step in steps] == [2, 1, 0]
+
+
+def test_owners_take_turns_by_tokens_however_many_jobs_they_have() -> None:
+    encoder = Stub()
+    engine = EmbeddingEngine(encoder, step_tokens=4, context_limit=8)
+    for key in ("a1", "a2", "a3"):
+        engine.submit(a_job(key, [1], [1], owner="a"))
+    engine.submit(a_job("b", [2], [2], owner="b"))
+    run(engine)
+    assert encoder.batches == [[[1], [2], [1], [2]], [[1], [1], [1], [1]]]
+    encoder.batches.clear()
+    engine.submit(a_job("a", *[[1, 1]] * 3, owner="a"))
+    engine.submit(a_job("b", *[[2]] * 4, owner="b"))
+    run(engine)
+    assert encoder.batches == [[[1, 1], [2]], [[2], [1, 1]], [[2], [2]], [[1, 1]]]
+
+
+def test_an_owner_who_comes_back_starts_with_those_who_are_here() -> None:
+    encoder = Stub()
+    engine = EmbeddingEngine(encoder, step_tokens=1, context_limit=8)
+    engine.submit(a_job("a", *[[1]] * 4, owner="a"))
+    engine.step()
+    engine.step()
+    engine.submit(a_job("b", *[[2]] * 2, owner="b"))
+    run(engine)
+    assert [batch[0][0] for batch in encoder.batches] == [1, 1, 2, 1, 2, 1]
+    engine.submit(a_job("c", [3], [3], owner="c"))
+    engine.submit(a_job("d", [4], owner="d"))
+    engine.abort([("c", 1), ("d", -1)])
+    assert [step.waiting for step in run(engine)] == [0]
 
 
 @pytest.mark.parametrize(

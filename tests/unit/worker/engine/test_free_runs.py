@@ -27,7 +27,16 @@ def test_a_request_wider_than_any_gap_takes_several():
     assert sorted(free.take(4, after=None)) == [0, 1, 4, 5]
 
 
-@given(st.integers(1, 40), st.lists(st.tuples(st.booleans(), st.integers(0, 1000)), max_size=60))
+def test_new_runs_begin_near_the_old_ones_until_gaps_get_short():
+    free = FreeRuns(10_000)
+    firsts = [free.take(16, after=None)[0] for _ in range(16)]
+    assert firsts[1] < 64 and max(firsts) < 16 * (16 + 32)
+    far = free.take(300, after=None)  # more than is open
+    assert far == list(range(far[0], far[0] + 300))
+    assert free.take(1000, after=firsts[0] + 15)[0] == firsts[0] + 16
+
+
+@given(st.integers(1, 700), st.lists(st.tuples(st.booleans(), st.integers(0, 1000)), max_size=60))
 def test_is_a_set_of_blocks(num_blocks, moves):
     free, used = FreeRuns(num_blocks), []
     for is_take, number in moves:

@@ -8,6 +8,7 @@ import pytest
 from tests.support.models import CONFIGS
 from tests.unit.worker.engine.test_self_test import REFUSED
 from worker.engine.fast.families import FAMILIES
+from worker.models import vision
 
 PAGE = Path(__file__).parents[4] / "docs" / "models.md"
 
@@ -23,6 +24,12 @@ def test_claims(page: str) -> None:
     claimed = {name.strip(): path for names, path in rows for name in names.split(",")}
     assert set(claimed) == set(CONFIGS)
     assert {name for name, path in claimed.items() if "fast" in path} == set(FAMILIES)
+
+
+def test_images(page: str) -> None:
+    table = page.split("## Images")[1].split("\n\n")[2]
+    for family in vision.FAMILIES:
+        assert family in table
 
 
 def test_refusals(page: str) -> None:

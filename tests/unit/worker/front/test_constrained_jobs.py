@@ -43,7 +43,7 @@ async def take(job: Job) -> tuple[list[Any], list[Any], bool]:
     """Submits and items that a job brings about, and whether taking it waits for nobody."""
     done = Effects()
 
-    async def apply(fx: Effects) -> None:
+    def apply(fx: Effects) -> None:
         done.submits += fx.submits
         for reply, items in fx.batches.items():
             for item in items:

@@ -15,16 +15,26 @@ LIMITS = Limits(4, 10, (), defaults({}, Letters.generation))
 IDS = [[1], [2, 3], [4]]
 
 
-def a_job(resume: list[ResumeChoice] | None = None) -> Job:
+def a_job(resume: list[ResumeChoice] | None = None, share: str = "") -> Job:
     inputs = [Prompt(text="x") for _ in IDS]
     return Job(
-        id="j", model="m", reply="r", owner="o", prompt=Prompt(), task="embed", inputs=inputs, resume=resume or []
+        id="j",
+        model="m",
+        reply="r",
+        owner="o",
+        prompt=Prompt(),
+        task="embed",
+        inputs=inputs,
+        resume=resume or [],
+        share=share,
     )
 
 
-def started(resume: list[ResumeChoice] | None = None, *, max_reply_bytes: int = 1 << 20) -> tuple[JobTable, Effects]:
+def started(
+    resume: list[ResumeChoice] | None = None, *, max_reply_bytes: int = 1 << 20, share: str = ""
+) -> tuple[JobTable, Effects]:
     table, fx = JobTable(Letters(), max_reply_bytes=max_reply_bytes), Effects()
-    run = table.take(a_job(resume), "ack", 0.0, fx)
+    run = table.take(a_job(resume, share), "ack", 0.0, fx)
     assert run is not None
     table.accept_inputs(run, resolve_inputs(run.job, IDS, LIMITS), "print", 0.0, fx)
     return table, fx
@@ -49,6 +59,10 @@ def test_life_of_a_job() -> None:
     assert vectors == [Embedded("j", 1, 0, b"\0"), Embedded("j", 1, 2, b"\2")]
     assert isinstance(done, Done)
     assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (4, 0)
+
+
+def test_an_embedding_takes_the_share_of_its_key_or_of_its_gateway() -> None:
+    assert [started(share=share)[1].submits[0].owner for share in ("key", "")] == ["key", "o"]
 
 
 def test_what_was_delivered_is_not_computed_again() -> None:

@@ -5,6 +5,7 @@
 #endif
 
 #include "decoder.h"
+#include "packing.h"
 
 using namespace plexus;
 
@@ -40,17 +41,9 @@ int64_t plexus_packed_bytes(const Matrix* matrix) { return matrix->panels() * ma
 
 int64_t plexus_padded_columns(const Matrix* matrix) { return matrix->panels() * matrix->panel(); }
 
-void plexus_pack(const Matrix* matrix, const void* weight, int32_t is_bfloat16, int32_t threads) {
-  run(threads, [&](Team& team) {
-    team.share(matrix->panels(), 1, [&](int64_t panel, int64_t) {
-      char* data = (char*)matrix->data;
-      float* scales = (float*)matrix->scales;
-      if (is_bfloat16)
-        pack_panel(*matrix, (const bfloat*)weight, panel, data, scales);
-      else
-        pack_panel(*matrix, (const float*)weight, panel, data, scales);
-    });
-  });
+// The rows of all parts, bfloat16 or float32, become `matrix`, whose memory is there.
+void plexus_pack(const Matrix* matrix, const Part* parts, int32_t is_bfloat16, int32_t threads) {
+  is_bfloat16 ? pack<bfloat>(*matrix, parts, threads) : pack<float>(*matrix, parts, threads);
 }
 
 void plexus_unpack_rows(const Matrix* matrix, const int64_t* rows, int64_t count, float* to) {

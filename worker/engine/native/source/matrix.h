@@ -26,7 +26,7 @@ constexpr int kGroup = 32;
 constexpr int kGroupBytes = kNarrowPanel * (2 + kGroup / 2);
 constexpr int kMaxRows = kLanes == 16 ? 10 : 5;  // of a tile: what the registers hold
 constexpr int kWideRows = kLanes == 16 ? 12 : 6;  // of a tile whose weights need no more work
-constexpr int64_t kManyRowsFrom = 12;             // rows from which that pays
+constexpr int64_t kManyRowsFrom = 24;             // rows from which that pays; never for whole numbers
 constexpr int64_t kWords = 256;                   // of a row and of a panel that are in the first caches meanwhile
 constexpr int64_t kRowWords = kWords + 16;
 constexpr int64_t kBlockRows = 96;
@@ -52,71 +52,9 @@ struct Matrix {
   const char* panel_data(int64_t index) const { return (const char*)data + index * panel_bytes(); }
 };
 
-// --- packing ---------------------------------------------------------------------------------------------------
+// --- unpacking -------------------------------------------------------------------------------------------------
 
-template <class Source>
-float largest(const Source* from, int64_t count) {
-  float found = 0;
-  for (int64_t k = 0; k < count; k++) found = std::max(found, std::fabs(to_float(from[k])));
-  return found;
-}
-
-template <class Source>
-void pack_int4_group(const Source* from, int lane, bool is_there, char* group) {
-  auto* scales = (bfloat*)group;
-  auto* lines = (uint8_t*)group + kNarrowPanel * 2;
-  float extreme = 0;  // the number farthest from zero becomes -8, the one value without a counterpart
-  if (is_there)
-    for (int k = 0; k < kGroup; k++)
-      if (std::fabs(to_float(from[k])) > std::fabs(extreme)) extreme = to_float(from[k]);
-  bfloat scale = narrow(extreme / -8);
-  float inverse = widen(scale) == 0 ? 0 : 1 / widen(scale);
-  scales[lane] = scale;
-  for (int k = 0; k < kGroup; k++) {
-    float value = is_there ? to_float(from[k]) * inverse : 0;
-    int code = std::min(15, std::max(0, int(std::lrint(value)) + 8));
-    uint8_t& byte = lines[(k / 8) * kNarrowPanel * 4 + lane * 4 + k % 4];
-    if (k % 8 < 4)
-      byte = uint8_t(code);
-    else
-      byte = uint8_t(byte | code << 4);
-  }
-}
-
-// Packs rows [columns, depth] of a linear layer's weight; `data` and `scales` as large as `packed_bytes` says.
-template <class Source>
-void pack_panel(const Matrix& m, const Source* weight, int64_t panel, char* data, float* scales) {
-  const int width = m.panel();
-  char* to = data + panel * m.panel_bytes();
-  for (int lane = 0; lane < width; lane++) {
-    int64_t column = panel * width + lane;
-    bool is_there = column < m.columns;
-    const Source* from = weight + (is_there ? column : 0) * m.depth;
-    switch (m.kind) {
-      case kFloat32:
-        for (int64_t k = 0; k < m.depth; k++) ((float*)to)[k * kPanel + lane] = is_there ? to_float(from[k]) : 0;
-        break;
-      case kBfloat16:
-        for (int64_t k = 0; k < m.depth; k++)
-          ((bfloat*)to)[(k / 2) * 2 * kPanel + lane * 2 + k % 2] = is_there ? narrow(to_float(from[k])) : 0;
-        break;
-      case kInt8: {
-        float scale = is_there ? largest(from, m.depth) / 127 : 0;
-        float inverse = scale == 0 ? 0 : 1 / scale;
-        for (int64_t k = 0; k < m.depth; k++)
-          ((int8_t*)to)[(k / 2) * 2 * kPanel + lane * 2 + k % 2] =
-              is_there ? int8_t(std::lrint(to_float(from[k]) * inverse)) : 0;
-        scales[column] = scale;
-        break;
-      }
-      default:
-        for (int64_t group = 0; group < m.depth / kGroup; group++)
-          pack_int4_group(from + group * kGroup, lane, is_there, to + group * kGroupBytes);
-    }
-  }
-}
-
-// One row of the weight as it was packed: what an embedding that shares its weight with the head needs.
+// One row of the weight as `packing.h` packed it: what an embedding that shares its weight with the head needs.
 inline void unpack_row(const Matrix& m, int64_t column, float* to) {
   const char* from = m.panel_data(column / m.panel());
   const int lane = int(column % m.panel());
@@ -388,111 +326,86 @@ inline void multiply_rows(int64_t rows, const Matrix& w, int64_t panel, int64_t 
 
 // --- many rows -------------------------------------------------------------------------------------------------
 
-// Weights that many rows pass over are brought into a form that needs no more work, a stretch of one panel at a time,
-// small enough for the first cache: numbers of 32 bits, or pairs of 16. The rows' stretch is copied too, since rows that
-// lie a power of two apart get in each other's way there.
+// Weights of float32 or bfloat16 that many rows pass over are brought into a form that needs no more work, a stretch of
+// one panel at a time, small enough for the first cache. The rows' stretch is copied too, since rows that lie a power of
+// two apart get in each other's way there.
 struct Wide {
-  alignas(64) uint32_t weights[kWords * kPanel];
-  alignas(64) uint32_t rows[kBlockRows * kRowWords];
+  alignas(64) float weights[kWords * kPanel];
+  alignas(64) float rows[kBlockRows * kRowWords];
 };
 
-inline void add_product(Floats& sum, Floats a, Floats b) { sum += a * b; }
-inline void add_product(Ints& sum, Ints a, Ints b) { sum += multiply_pairs((Shorts)a, (Shorts)b); }
-inline Floats spread(const uint32_t* from, Floats) { return splat(load<float>(from)); }
-inline Ints spread(const uint32_t* from, Ints) { return splat(load<int32_t>(from)); }
-
 // c [M, two vectors] (+)= rows times weights; `ahead` is fetched into the second cache meanwhile, `step` bytes a word.
-template <class V, int M>
-inline void tile_wide(const uint32_t* rows, const uint32_t* weights, int64_t words, bool adds, uint32_t* c, int64_t ldc,
+template <int M>
+inline void tile_wide(const float* rows, const float* weights, int64_t words, bool adds, float* c, int64_t ldc,
                       const char* ahead, int64_t step) {
-  V sums[M][2];
+  Floats sums[M][2];
   for (int m = 0; m < M; m++)
-    for (int half = 0; half < 2; half++) sums[m][half] = adds ? load<V>(c + m * ldc + half * kLanes) : V{};
+    for (int half = 0; half < 2; half++) sums[m][half] = adds ? load_floats(c + m * ldc + half * kLanes) : Floats{};
 #pragma GCC unroll 2
   for (int64_t k = 0; k < words; k++) {
-    V low = load<V>(weights + k * kPanel), high = load<V>(weights + k * kPanel + kLanes);
+    Floats low = load_floats(weights + k * kPanel), high = load_floats(weights + k * kPanel + kLanes);
     __builtin_prefetch(ahead + k * step, 0, 2);
     for (int m = 0; m < M; m++) {
-      V value = spread(rows + m * kRowWords + k, V{});
-      add_product(sums[m][0], value, low);
-      add_product(sums[m][1], value, high);
+      Floats value = splat(rows[m * kRowWords + k]);
+      sums[m][0] += value * low;
+      sums[m][1] += value * high;
     }
   }
   for (int m = 0; m < M; m++)
-    for (int half = 0; half < 2; half++) store(c + m * ldc + half * kLanes, sums[m][half]);
+    for (int half = 0; half < 2; half++) store_floats(c + m * ldc + half * kLanes, sums[m][half]);
 }
 
-template <class V, int M>
-inline void tiles_wide(int64_t count, const uint32_t* rows, const uint32_t* weights, int64_t words, bool adds, uint32_t* c,
+template <int M>
+inline void tiles_wide(int64_t count, const float* rows, const float* weights, int64_t words, bool adds, float* c,
                        int64_t ldc, const char* ahead, int64_t step) {
   if constexpr (M > 1) {
-    if (count < M) return tiles_wide<V, M - 1>(count, rows, weights, words, adds, c, ldc, ahead, step);
+    if (count < M) return tiles_wide<M - 1>(count, rows, weights, words, adds, c, ldc, ahead, step);
   }
-  tile_wide<V, M>(rows, weights, words, adds, c, ldc, ahead, step);
+  tile_wide<M>(rows, weights, words, adds, c, ldc, ahead, step);
 }
 
-// Words [from, from + count) of a panel: `word` is one input, or two for int8.
-inline void widen_panel(const Matrix& w, const char* panel, int64_t from, int64_t count, uint32_t* to) {
-  switch (w.kind) {
-    case kBfloat16: {  // stretches begin at even inputs
-      const auto* line = (const uint32_t*)panel + from / 2 * kPanel;
-      for (int64_t k = 0; k < count; k += 2, line += kPanel, to += 2 * kPanel)
-        for (int half = 0; half < kPanel; half += kLanes) {
-          Words both = load<Words>(line + half);
-          store(to + half, both << 16);
-          store(to + kPanel + half, both & 0xffff0000u);
-        }
-      break;
+// Inputs [from, from + count) of a panel of bfloat16; `from` is even.
+inline void widen_panel(const char* panel, int64_t from, int64_t count, float* to) {
+  const auto* line = (const uint32_t*)panel + from / 2 * kPanel;
+  for (int64_t k = 0; k < count; k += 2, line += kPanel, to += 2 * kPanel)
+    for (int half = 0; half < kPanel; half += kLanes) {
+      Words both = load<Words>(line + half);
+      store(to + half, both << 16);
+      store(to + kPanel + half, both & 0xffff0000u);
     }
-    default: {
-      const char* line = panel + from * 2 * kPanel;
-      for (int64_t k = 0; k < count; k++, line += 2 * kPanel, to += kPanel) {
-        store(to, widen_bytes(line));
-        store(to + kLanes, widen_bytes(line + 2 * kLanes));
-      }
-    }
-  }
 }
 
-template <class V>
-void multiply_wide(const Matrix& w, int64_t panel, int64_t panels, const Rows& x, int64_t row, int64_t rows, float* c,
+inline void multiply_wide(const Matrix& w, int64_t panel, int64_t panels, const Rows& x, int64_t row, int64_t rows, float* c,
                    int64_t ldc) {
   thread_local Wide wide;
-  const int64_t words = w.kind == kInt8 ? w.depth / 2 : w.depth, bytes = w.panel_bytes() / words;
-  const auto* values = w.kind == kInt8 ? (const uint32_t*)x.pairs.data() : (const uint32_t*)x.values;
+  const int64_t words = w.depth, bytes = w.panel_bytes() / words;
   const int64_t tiles = (rows + kWideRows - 1) / kWideRows;
   for (int64_t from = 0; from < words; from += kWords) {
     const int64_t count = std::min(kWords, words - from);
-    for (int64_t r = 0; r < rows; r++) std::copy_n(values + (row + r) * words + from, count, wide.rows + r * kRowWords);
+    for (int64_t r = 0; r < rows; r++) std::copy_n(x.values + (row + r) * words + from, count, wide.rows + r * kRowWords);
     for (int64_t p = 0; p < panels; p++) {
-      const uint32_t* weights = wide.weights;
+      const float* weights = wide.weights;
       if (w.kind == kFloat32)
-        weights = (const uint32_t*)w.panel_data(panel + p) + from * kPanel;
+        weights = (const float*)w.panel_data(panel + p) + from * kPanel;
       else
-        widen_panel(w, w.panel_data(panel + p), from, count, wide.weights);
+        widen_panel(w.panel_data(panel + p), from, count, wide.weights);
       const bool is_last = p + 1 == panels;
       const char* ahead = w.panel_data(is_last ? panel : panel + p + 1) + (is_last ? from + count : from) * bytes;
       for (int64_t tile = 0; tile < tiles; tile++) {
         const int64_t first = rows * tile / tiles, next = rows * (tile + 1) / tiles;
-        tiles_wide<V, kWideRows>(next - first, wide.rows + first * kRowWords, weights, count, from,
-                                 (uint32_t*)c + first * ldc + p * kPanel, ldc, ahead + tile * count * bytes / tiles,
+        tiles_wide<kWideRows>(next - first, wide.rows + first * kRowWords, weights, count, from,
+                                 c + first * ldc + p * kPanel, ldc, ahead + tile * count * bytes / tiles,
                                  bytes / tiles);
       }
     }
   }
-  if (w.kind != kInt8) return;
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t n = 0; n < panels * kPanel; n += kLanes) {
-      Floats sums = __builtin_convertvector(load<Ints>(c + r * ldc + n), Floats);
-      store_floats(c + r * ldc + n, sums * (load_floats(w.scales + panel * kPanel + n) * x.scales[row + r]));
-    }
 }
 
 // c [rows, panels * width] = rows of x times some panels.
 inline void multiply_block(const Matrix& w, int64_t panel, int64_t panels, const Rows& x, int64_t row, int64_t rows,
                            float* c, int64_t ldc) {
-  if (rows >= kManyRowsFrom && w.kind == kInt8) return multiply_wide<Ints>(w, panel, panels, x, row, rows, c, ldc);
-  if (rows >= kManyRowsFrom && w.kind != kInt4) return multiply_wide<Floats>(w, panel, panels, x, row, rows, c, ldc);
+  const bool is_whole = w.kind == kInt8 || w.kind == kInt4;
+  if (rows >= kManyRowsFrom && !is_whole) return multiply_wide(w, panel, panels, x, row, rows, c, ldc);
   const int64_t tiles = (rows + kMaxRows - 1) / kMaxRows;
   const int64_t step = tiles > 1 ? 1 : panels;  // a panel stays in cache while all rows pass over it
   for (int64_t p = 0; p < panels; p += step)
@@ -511,7 +424,7 @@ struct Cut {
     rows = std::min(all_rows, kBlockRows);
     row_parts = (all_rows + rows - 1) / rows;
     int64_t wanted = (4 * threads + row_parts - 1) / row_parts;  // parts, so that nobody waits long for the last one
-    panels = std::clamp<int64_t>(w.panels() / wanted, 4, 16);
+    panels = std::clamp<int64_t>(w.panels() / wanted, 4, rows > 48 ? 32 : 16);  // many rows are copied for each part
     column_parts = (w.panels() + panels - 1) / panels;
   }
   int64_t parts() const { return column_parts * row_parts; }
