@@ -29,6 +29,7 @@ class Option:
 OPTIONS: dict[str, Option] = {
     "cache_tokens": Option(backends=(TORCH, SYNTHETIC), most=MAX_TOKENS),
     "host_cache_bytes": Option(most=MAX_BYTES),
+    "image_tokens": Option(most=MAX_TOKENS),
     "speculate": Option(is_switch=True),
     "draft": Option(is_source=True),
     "path": Option(choices=("fast", "generic")),

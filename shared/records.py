@@ -94,7 +94,7 @@ class ReplicaRecord(Struct, omit_defaults=True, kw_only=True):
     worker: str
     state: ReplicaState
     reason: str = ""  # of a failure
-    stage: str = ""  # while loading: download, start, read, warm up
+    stage: str = ""  # while loading: download, start, import, read, pack, warm up
     done_bytes: int = 0
     total_bytes: int = 0
     devices: list[str] = []

@@ -57,7 +57,7 @@ class FrontStatus(Struct, tag="status", kw_only=True):
     state: Literal["loading", "ready", "draining", "failed"]
     reason: str = ""
     kind: FatalKind = ""  # of a failure
-    stage: str = ""
+    stage: str = ""  # while loading: download, start, import, read, pack, warm up
     done_bytes: int = 0
     total_bytes: int = 0
     slots: int = 0
@@ -175,7 +175,7 @@ FrontToRank = RankConfig | Submit | Abort | Stop
 
 
 class Loading(Struct, tag="loading"):
-    """Progress of a load: stage is import, read, warm up."""
+    """Progress of a load: stage is import, read, pack (into the layout of the products), warm up."""
 
     stage: str
     done_bytes: int = 0

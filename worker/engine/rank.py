@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from shared.process import die_with_parent
 from worker.channel import Channel, ChannelClosed
+from worker.engine.pages import LATER
 from worker.engine.process import end_with_channel, prepare, prepare_libraries
 from worker.protocol import (
     Abort,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:  # both come after the stamp, because importing them takes tim
     AnyEngine = Engine | EmbeddingEngine
 
 _PROGRESS_INTERVAL_S = 0.1
+_IDLE_S = 0.5  # without work, before pages are joined
+_JOINING_INTERVAL_S = 0.01  # from one to the next; what comes meanwhile waits for one at most
 _MAX_FATAL = 2000  # characters
 _LAST_WORDS_S = 2.5  # for whoever knows why another rank ended, to say so and end this process
 
@@ -123,6 +126,7 @@ def _load(
 ) -> "tuple[AnyEngine, Ready]":
     report = _Reporter(channel, stamp)
     report("import", 0, 0)
+    LATER.begin()
     if config.task == "embed":
         from worker.engine.embedding_backend import load_embedding
 
@@ -187,7 +191,18 @@ def _serve(engine: "AnyEngine", channel: Channel, frames: list[FrontToRank]) -> 
                     raise TypeError("a second rank_config; a rank is configured once")
         if frames or engine.has_work:  # also after an abort of everything: the front learns of the room it made
             channel.send(encode(engine.step()))
-        frames = _receive(channel, 0.0 if engine.has_work else None)
+        frames = _receive(channel, 0.0) if engine.has_work else _idle(channel)
+
+
+def _idle(channel: Channel) -> list[FrontToRank]:
+    """The next frames; until there are any, a good time to join pages."""
+    interval_s = _IDLE_S
+    while LATER.has_more:
+        if frames := _receive(channel, interval_s):
+            return frames
+        LATER.join_one()
+        interval_s = _JOINING_INTERVAL_S
+    return _receive(channel, None)
 
 
 def _receive(channel: Channel, timeout_s: float | None) -> list[FrontToRank]:

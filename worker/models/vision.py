@@ -123,9 +123,9 @@ def read_vision(
     token = outer.get("image_token_id", outer.get("image_token_index"))
     if not isinstance(token, int):
         raise NotServable(f"{path / CONFIG} names no image_token_id; add it from the model's family")
-    bound = (options or {}).get("image_tokens")
+    bound = (options or {}).get("image_tokens") or None
     if bound is not None and (not isinstance(bound, int) or bound < 1):
-        raise NotServable(f"the option image_tokens of {path} must be a number of tokens from 1 on, not {bound!r}")
+        raise NotServable(f"the option image_tokens of {path} must be a number of tokens, not {bound!r}")
     match outer["model_type"]:
         case "llava" if eyes.get("model_type") != "pixtral":
             return _llava(path, outer, eyes, processor, token)

@@ -1,5 +1,6 @@
 """Everything between chat messages and token ids, and between token ids and text, for one model directory."""
 
+import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -14,7 +15,7 @@ from worker.text.checkpoint import Checkpoint, GenerationDefaults
 from worker.text.constrain import Constrainer
 from worker.text.conversation import image_parts
 from worker.text.detokenise import Detokeniser
-from worker.text.errors import CheckpointError, PromptError
+from worker.text.errors import CheckpointError, PromptError, PromptTooLong
 from worker.text.fitting import check_length, shorten
 from worker.text.grammar import Reasoning, Style
 from worker.text.harmony import HarmonySorter, detect_harmony, harmony_thinking
@@ -124,6 +125,10 @@ class ModelText:
             return Reading(self._read_plain(prompt, limit))
         if prompt.shorten and limit is not None:
             room = limit - reserve
+            with contextlib.suppress(PromptTooLong):  # whatever else is wrong is said of the whole conversation
+                whole = self._read(prompt, limit=room)
+                if len(whole.ids) <= room:
+                    return whole
             prompt = shorten(prompt, room, lambda one: self._read(one, limit=room).ids)
         return self._read(prompt, limit=limit)
 

@@ -64,7 +64,7 @@ def load(context: Context, shape: str) -> Iterator[Figure]:
 
 
 def swap(context: Context, shape: str) -> Iterator[Figure]:
-    """A worker with room for one of two models of 1 GB, asked for one while it has the other, which is idle."""
+    """A worker with room for one of two models of 1 GB, asked for one while it has the other, idle and free to go."""
     del shape
     path = context.checkpoint(LOADED)
     file = path / "model.safetensors"
@@ -76,10 +76,12 @@ def swap(context: Context, shape: str) -> Iterator[Figure]:
     }
     with servers.fleet(context.scratch / "swap", **variables) as fleet:
         asyncio.run(_offer(fleet, path, "ab"))
-        _ask(fleet, "a")
+        total_s = _ask(fleet, "a")
         for number in range(2 * context.rounds + 1):
+            may_go_at = time.monotonic() + total_s  # a replica may stay for as long as its load took
             _wait_for_spare(fleet)
             base_s = read_and_copy_s(file)
+            time.sleep(max(0.0, may_go_at - time.monotonic()))
             total_s = _ask(fleet, "ba"[number % 2])
             context.say(f"swap: {number} of {2 * context.rounds}: {total_s:.2f} s, read {base_s:.2f} s")
             if number:

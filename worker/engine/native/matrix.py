@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.native import library
+from worker.engine.pages import LATER
 
 Kind = Literal["float32", "bfloat16", "int8", "int4"]
 _NUMBERS: dict[Kind, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
@@ -44,6 +45,7 @@ class PackedMatrix:
         this = ctypes.byref(self.struct)
         self._data = torch.empty(self._library.plexus_packed_bytes(this), dtype=torch.uint8)
         self.struct.data = self._data.data_ptr()
+        LATER.fill_small(self._data.data_ptr(), self._data.nbytes)
         self._scales: Tensor | None = None
         if kind == "int8":
             self._scales = torch.empty(self._library.plexus_padded_columns(this))

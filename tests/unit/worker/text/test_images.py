@@ -168,6 +168,13 @@ def test_shortening_leaves_out_old_images(text: ModelText) -> None:
     assert [image.digest for image in fitting.images] == [image.digest for image in whole.images[1:]]
 
 
+def test_a_bad_image_of_a_conversation_that_is_shortened_is_named_by_its_place_in_the_whole(text: ModelText) -> None:
+    turns = [*(user(picture(seed), "?") for seed in range(3)), user(picture(3)[:40], "?")]
+    with pytest.raises(PromptError) as caught:
+        text.read(Prompt(messages=turns, shorten=True), limit=40, reserve=1)
+    assert caught.value.param == "messages[3].content[0]"
+
+
 def test_a_large_file(text: ModelText) -> None:
     file = io.BytesIO()
     Image.effect_noise((900, 900), 90).save(file, "PNG")
