@@ -142,5 +142,5 @@ async def test_embeddings_are_those_of_transformers(
 
 async def test_the_models_say_what_they_can(client: openai.AsyncOpenAI) -> None:
     tiny = strict(await client.models.retrieve("tiny")).model_extra or {}
-    assert tiny["capabilities"] == {"tools": True, "reasoning": True}
+    assert tiny["capabilities"] == {"tools": True, "reasoning": True, "vision": False}
     assert (tiny["state"], tiny["context_length"]) == ("ready", 512)
