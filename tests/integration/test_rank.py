@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.process import is_running
-from tests.support.ranks import RankProcess, ids, job, rank_config, running_rank
+from tests.support.ranks import RankProcess, ids, job, rank_config, running_rank, soon
 from tests.support.tiny import make_checkpoint
 from worker.channel import ChannelClosed
 from worker.protocol import Abort, Choice, Fatal, Loading, Ready, Step, Stop
@@ -25,15 +25,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rank() -> Iterator[RankProcess]:
     with running_rank() as rank:
         yield rank
-
-
-def eventually(is_so: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    give_up = time.monotonic() + timeout_s
-    while not is_so():
-        if time.monotonic() > give_up:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 # --- without a model: process, channel, protocol -------------------------------------------------------------
@@ -122,7 +113,7 @@ def test_signals_are_the_fronts_business(rank: RankProcess, model: Path) -> None
 def test_it_ends_when_the_channel_closes_even_within_a_step(rank: RankProcess, model: Path) -> None:
     start_synthetic(rank, model, tokens_per_s=0.01)  # a step of 100 s
     rank.send(job("a", [1]))
-    assert eventually(lambda: rank.stamp.read().step > 0)
+    assert soon(lambda: rank.stamp.read().step > 0)
     rank.channel.close()
     assert rank.process.wait(5) == 0
 
@@ -162,7 +153,7 @@ def test_it_ends_with_its_parent(model: Path) -> None:
         assert front.receive(20)
         assert is_running(pid)
         parent.kill()
-    assert eventually(lambda: not is_running(pid))
+    assert soon(lambda: not is_running(pid))
     for end in (ours, theirs):
         end.close()
     os.close(fds[1])
@@ -173,10 +164,10 @@ def test_the_stamp_follows(rank: RankProcess, model: Path) -> None:
     start_synthetic(rank, model, tokens_per_s=5)
     assert rank.stamp.read().phase == "idle"
     rank.send(job("a", [1] * 30, max_tokens=2))
-    assert eventually(lambda: rank.stamp.read().phase == "prefill")
-    assert eventually(lambda: rank.stamp.read().phase == "decode")
+    assert soon(lambda: rank.stamp.read().phase == "prefill")
+    assert soon(lambda: rank.stamp.read().phase == "decode")
     rank.collect(("a", 0))
-    assert eventually(lambda: rank.stamp.read().phase == "idle")
+    assert soon(lambda: rank.stamp.read().phase == "idle")
     assert rank.stamp.read().step == 2
 
 

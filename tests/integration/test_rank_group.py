@@ -2,14 +2,13 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.process import is_running
-from tests.support.ranks import RankProcess, ids, job, rank_config, running_rank
+from tests.support.ranks import RankProcess, ids, job, rank_config, running_rank, soon
 from tests.support.tiny import make_checkpoint
 from worker.protocol import Fatal, Ranks, Ready, Step
 
@@ -25,15 +24,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rank() -> Iterator[RankProcess]:
     with running_rank() as rank:
         yield rank
-
-
-def eventually(is_so: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    give_up = time.monotonic() + timeout_s
-    while not is_so():
-        if time.monotonic() > give_up:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def start(rank: RankProcess, model: Path, **changes: object) -> tuple[list[int], Ready]:
@@ -68,4 +58,4 @@ def test_followers_end_with_the_first_rank(rank: RankProcess, model: Path) -> No
     followers = rank.wait_for(Ranks).pids
     assert len(followers) == 3 and all(map(is_running, followers))
     os.kill(rank.process.pid, signal.SIGKILL)
-    assert eventually(lambda: not any(map(is_running, followers)))
+    assert soon(lambda: not any(map(is_running, followers)))

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -148,3 +148,13 @@ def ids(outputs: list[Output]) -> list[int]:
         assert output.start == first + len(joined)
         joined += output.ids
     return joined
+
+
+def soon(is_so: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+    """Whether it becomes so in time; for tests without an event loop, see `eventually` for those with one."""
+    give_up = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.01)
+    return True

@@ -141,7 +141,7 @@ def prepare(model: nn.Module, dtype: torch.dtype, choice: PathChoice, *, verify:
     if held := mapped.of(model):
         held.end(model)
     if expected is not None:
-        _verify(prepared, expected, dtype, choice, type(model).__name__)
+        judge(prepared, expected, dtype, choice.quantization, type(model).__name__)
     _log.info("path.chosen", path=prepared.path, quantization=choice.quantization, bytes=prepared.weights_bytes)
     return prepared
 
@@ -209,16 +209,23 @@ def _prepare_generic(model: nn.Module, choice: PathChoice, shapes: list[LayerSha
     return Prepared("generic", shapes, num_bytes, make)
 
 
-def _verify(
-    prepared: Prepared, expected: list[Tensor], dtype: torch.dtype, choice: PathChoice, architecture: str
+def judge(
+    prepared: Prepared,
+    expected: list[Tensor],
+    dtype: torch.dtype,
+    quantization: str,
+    architecture: str,
+    *,
+    block_tokens: int = self_test.TEST_BLOCK_TOKENS,
 ) -> None:
+    """Try a path against what the model itself computed (`self_test.reference`). Raises WrongResult."""
     try:
         make = prepared.make_trial or prepared.make
-        computes = make(dtype, self_test.TEST_BLOCKS, self_test.TEST_BLOCK_TOKENS)
-        error = self_test.compare(computes, expected, dtype, choice.quantization)
+        computes = make(dtype, self_test.TEST_BLOCKS, block_tokens)
+        error = self_test.compare(computes, expected, dtype, quantization, block_tokens=block_tokens)
     except Exception as failure:
         raise WrongResult(architecture, prepared.path, f"{type(failure).__name__}: {failure}") from failure
-    if not self_test.is_close(error, dtype, choice.quantization):
+    if not self_test.is_close(error, dtype, quantization):
         raise WrongResult(architecture, prepared.path, f"its logits are off by {error:.1%}")
     _log.info("path.tested", path=prepared.path, error=round(error, 6))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shared import log
 from worker.engine import self_test
@@ -23,7 +23,7 @@ from worker.engine.cuda.options import PAGE_TOKENS, CudaChoice
 from worker.engine.cuda.surgery import operate
 from worker.engine.errors import UnsupportedArchitecture, WrongResult
 from worker.engine.fast.families import NotDescribed, describe
-from worker.engine.prepared import Prepared
+from worker.engine.prepared import Prepared, judge
 from worker.engine.probe import Probe, probe
 
 _log = log.get(__name__)
@@ -86,7 +86,7 @@ def prepare(
         path = "generic cuda"
     prepared = _prepared(path, body, found, num_bytes)
     if expected is not None:
-        _verify(prepared, expected, dtype, choice, type(model).__name__)
+        judge(prepared, expected, dtype, choice.quantization, type(model).__name__, block_tokens=PAGE_TOKENS)
     _log.info("path.chosen", path=path, quantization=choice.quantization, bytes=num_bytes)
     return prepared
 
@@ -109,19 +109,6 @@ def _describe(model: nn.Module) -> Any:
     except NotDescribed as error:
         _log.info("path.generic", reason=str(error))
         return None
-
-
-def _verify(
-    prepared: Prepared, expected: list[Tensor], dtype: torch.dtype, choice: CudaChoice, architecture: str
-) -> None:
-    try:
-        computes = prepared.make(dtype, self_test.TEST_BLOCKS, PAGE_TOKENS)
-        error = self_test.compare(computes, expected, dtype, choice.quantization, block_tokens=PAGE_TOKENS)
-    except Exception as failure:
-        raise WrongResult(architecture, prepared.path, f"{type(failure).__name__}: {failure}") from failure
-    if not self_test.is_close(error, dtype, choice.quantization):
-        raise WrongResult(architecture, prepared.path, f"its logits are off by {error:.1%}")
-    _log.info("path.tested", path=prepared.path, error=round(error, 6))
 
 
 def _weaker(choice: CudaChoice) -> CudaChoice | None:

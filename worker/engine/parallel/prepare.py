@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shared import log
 from worker.engine import self_test
@@ -17,7 +17,7 @@ from worker.engine.parallel.group import Group
 from worker.engine.parallel.messages import Load, Make, Meet, Pack, Reference
 from worker.engine.parallel.model import SharedModel
 from worker.engine.parallel.share import Share
-from worker.engine.prepared import Prepared
+from worker.engine.prepared import Prepared, judge
 from worker.models.division import Division
 
 _log = log.get(__name__)
@@ -60,7 +60,9 @@ def _prepare(
     own_bytes = share.pack()
     num_bytes = max([own_bytes, *(done.num_bytes for done in group.answers())])
     prepared = _prepared(group, share, num_bytes, division.vocab)
-    _verify(prepared, expected, share, wanted)
+    block_tokens = PAGE_TOKENS if share.is_device else self_test.TEST_BLOCK_TOKENS
+    architecture, dtype = type(share.model).__name__, getattr(torch, wanted.dtype)
+    judge(prepared, expected, dtype, wanted.quantization, architecture, block_tokens=block_tokens)
     _log.info("path.chosen", path=prepared.path, quantization=wanted.quantization, bytes=num_bytes)
     return share.model, prepared
 
@@ -85,19 +87,6 @@ def _prepared(group: Group, share: Share, num_bytes: int, vocab_size: int) -> Pr
         return SharedModel(group, share, size, vocab_size)
 
     return Prepared("shared device" if share.is_device else "shared torch", share.shapes, num_bytes, make)
-
-
-def _verify(prepared: Prepared, expected: list[Tensor], share: Share, wanted: Load) -> None:
-    architecture, dtype = type(share.model).__name__, getattr(torch, wanted.dtype)
-    block_tokens = PAGE_TOKENS if share.is_device else self_test.TEST_BLOCK_TOKENS
-    try:
-        computes = prepared.make(dtype, self_test.TEST_BLOCKS, block_tokens)
-        error = self_test.compare(computes, expected, dtype, wanted.quantization, block_tokens=block_tokens)
-    except Exception as failure:
-        raise WrongResult(architecture, prepared.path, f"{type(failure).__name__}: {failure}") from failure
-    if not self_test.is_close(error, dtype, wanted.quantization):
-        raise WrongResult(architecture, prepared.path, f"its logits are off by {error:.1%}")
-    _log.info("path.tested", path=prepared.path, error=round(error, 6))
 
 
 def _weaker(wanted: Load) -> Load | None:

@@ -131,6 +131,6 @@ def test_a_wrong_result_is_found_and_the_next_path_taken(monkeypatch):
 
 
 def test_where_every_path_is_wrong_the_model_is_refused(monkeypatch):
-    monkeypatch.setattr(self_test, "compare", lambda *arguments: 0.7)
+    monkeypatch.setattr(self_test, "compare", lambda *arguments, **more: 0.7)
     with pytest.raises(UnsupportedArchitecture, match="off by 70"):
         prepare_any(lambda: make_model("qwen3"), torch.float32, PathChoice())
