@@ -1,7 +1,8 @@
 """Everything between chat messages and token ids, and between token ids and text, for one model directory."""
 
 import contextlib
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from worker.text.harmony import HarmonySorter, detect_harmony, harmony_thinking
 from worker.text.lark import literal
 from worker.text.marks import Mark, split_marks
 from worker.text.output import Output
+from worker.text.pieces import Pieces
 from worker.text.reasoning import ReasoningMarks, prompt_tail
 from worker.text.sight import PromptImage, Reading, Sight
 from worker.text.sorter import BlockSorter, Sorter
@@ -63,6 +65,7 @@ class ModelText:
         self._vocabulary = vocabulary
         mark = vocabulary.content(vision.token_id) if vision is not None else ""
         self._template = ChatTemplate(checkpoint.templates, checkpoint.named_tokens, image_mark=mark)
+        self._pieces = Pieces(vocabulary, self._template.source)
         self._sight = Sight(vision, mark) if vision is not None and self._template.takes_images else None
         self._reasoning = ReasoningMarks.detect(vocabulary, self._template.source)
         self._harmony = detect_harmony(vocabulary)
@@ -136,7 +139,8 @@ class ModelText:
         if prompt.text is not None:
             if not prompt.text:
                 raise PromptError("The prompt is empty: send at least one character.", "prompt")
-            return self._tokens(prompt.text, "prompt", limit=limit, add_special_tokens=True)
+            whole = functools.partial(self._vocabulary.encode, add_special_tokens=True)
+            return self._tokens(prompt.text, "prompt", whole, limit=limit)
         if not prompt.ids:
             raise PromptError("The prompt is empty: send messages, a text or token ids.", "prompt")
         for id in prompt.ids:
@@ -146,7 +150,7 @@ class ModelText:
 
     def _read(self, prompt: Prompt, *, limit: int | None) -> Reading:
         def tokens(text: str) -> list[int]:
-            return self._tokens(text, "messages", limit=limit, add_special_tokens=False)
+            return self._tokens(text, "messages", self._pieces.encode, limit=limit)
 
         text = self.render(prompt)
         if self._sight is None or not image_parts(prompt.messages or []):
@@ -264,14 +268,14 @@ class ModelText:
         marks = [self._reasoning.opening, self._reasoning.closing] if self._reasoning else []
         return [*marks, *tools.marks()] if tools else marks
 
-    def _tokens(self, text: str, param: str, *, limit: int | None, add_special_tokens: bool) -> list[int]:
+    def _tokens(self, text: str, param: str, encode: Callable[[str], list[int]], *, limit: int | None) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair
             raise PromptError(f"The prompt is not valid Unicode text ({error.reason}).", param) from error
         if limit is not None:
             check_length(text, limit, lambda piece: self._vocabulary.encode(piece, add_special_tokens=False), param)
-        ids = self._vocabulary.encode(text, add_special_tokens=add_special_tokens)
+        ids = encode(text)
         if not ids:
             raise PromptError("The prompt is empty: it has no tokens.", param)
         return ids

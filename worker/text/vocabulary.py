@@ -42,6 +42,8 @@ class Vocabulary:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
+        # Where special tokens are spelled out, none is found in a text.
+        self.added_tokens: list[AddedToken] = [] if tokenizer.encode_special_tokens else list(added.values())
         self.size: int = max(tokenizer.get_vocab_size(), max(added, default=-1) + 1)
         self.added: dict[str, int] = {token.content: id for id, token in added.items()}
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
