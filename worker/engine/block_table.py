@@ -57,13 +57,23 @@ class BlockTable:
 
     def extend(self, blocks: Sequence[int]) -> None:
         """Append blocks."""
-        for block in blocks:
-            start = self.num_tokens
-            if self.blocks and block == self.blocks[-1] + 1:
-                self._runs[-1] = self._runs[-1]._replace(stop=start + self._block_tokens)
-            else:
-                self._runs.append(Run(start, start + self._block_tokens, block * self._block_tokens))
-            self.blocks.append(block)
+        at = 0
+        while at < len(blocks):
+            stop = at + 1
+            while stop < len(blocks) and blocks[stop] == blocks[stop - 1] + 1:
+                stop += 1
+            self._append(blocks[at], stop - at)
+            at = stop
+
+    def _append(self, first: int, count: int) -> None:
+        """Append so many consecutive blocks."""
+        start = self.num_tokens
+        stop = start + count * self._block_tokens
+        if self.blocks and first == self.blocks[-1] + 1:
+            self._runs[-1] = self._runs[-1]._replace(stop=stop)
+        else:
+            self._runs.append(Run(start, stop, first * self._block_tokens))
+        self.blocks += range(first, first + count)
 
     def begin(self, num_dropped: int) -> None:
         """Let an empty table begin behind so many blocks that are not wanted."""

@@ -249,9 +249,9 @@ class CacheSpace:
         new = shelf.pool.allocate(need.num_new, after=last)
         is_window = shelf.window is not None
         fresh = iter(new)
-        for index, (name, known) in enumerate(zip(need.names, need.blocks, strict=True), need.first):
-            block = next(fresh) if known is None else known
-            table.extend([block])
+        blocks = [next(fresh) if known is None else known for known in need.blocks]
+        table.extend(blocks)
+        for index, (name, known, block) in enumerate(zip(need.names, need.blocks, blocks, strict=True), need.first):
             if known is None:
                 slot = shelf.host.find(name)
                 assert slot is not None, "a block in host memory was given up while it was needed"

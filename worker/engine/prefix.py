@@ -12,14 +12,21 @@ from hashlib import blake2b
 
 def name_block(parent: bytes, ids: Sequence[int]) -> bytes:
     """The name of a block that holds these tokens behind the block `parent` (b"": at position 0)."""
-    return blake2b(parent + array("q", ids).tobytes(), digest_size=16).digest()
+    return _name(parent, array("q", ids).tobytes())
 
 
 def extend_chain(chain: list[bytes], ids: list[int], block_tokens: int, num_blocks: int) -> None:
     """Append to `chain` the names of further full blocks of `ids`, up to `num_blocks` names."""
-    for index in range(len(chain), num_blocks):
-        parent = chain[-1] if chain else b""
-        chain.append(name_block(parent, ids[index * block_tokens : (index + 1) * block_tokens]))
+    data = array("q", ids[len(chain) * block_tokens : num_blocks * block_tokens]).tobytes()
+    size = 8 * block_tokens
+    parent = chain[-1] if chain else b""
+    for start in range(0, len(data), size):
+        parent = _name(parent, data[start : start + size])
+        chain.append(parent)
+
+
+def _name(parent: bytes, data: bytes) -> bytes:
+    return blake2b(parent + data, digest_size=16).digest()
 
 
 class PrefixIndex:
