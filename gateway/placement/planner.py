@@ -2,7 +2,7 @@
 
 1. Who gives up a place, whatever else is wanted:
    1.1 a worker that is lost, and a model that left the catalogue or that an operator wants unloaded;
-   1.2 a worker that may not run the model any more;
+   1.2 a worker that the model's entry does not allow any more;
    1.3 a worker that refused it for want of memory, promised it too little, or failed with it while another has room.
 2. What may go without anybody asking for its memory:
    2.1 replicas above what is wanted and what demand may bring, at once, the least useful first;
@@ -16,8 +16,8 @@
    3.4 it fits where others give way: the idle ones are asked to unload if idle, and if it starves the busy are told
        to finish and go; it waits, and that room is kept for it;
    3.5 else it waits for what the reasons say.
-4. Workers that are drained give up what has a ready replica elsewhere, what nobody needs, and what cannot be had
-   elsewhere.
+4. Workers that are drained, and those on which an operator does not want a model, give up what has a ready replica
+   elsewhere and what nobody needs; those that are drained also what cannot be had elsewhere.
 5. The catalogue's changes reach the workers.
 
 The rules themselves are in `rules`, one function each; memory is counted in `memory`.
@@ -63,7 +63,7 @@ def plan(view: View, epoch: int, *, claim: bool = False) -> Plan:
     _let_go(draft)  # 2
     for model in _missing(draft):  # 3
         _place(draft, model)
-    _empty_drained(draft)  # 4
+    _move(draft)  # 4
     _follow_catalogue(draft)  # 5
     draft.finish()
     for failure in view.failures.values():
@@ -81,7 +81,7 @@ def _give_up(draft: Draft) -> None:
     for worker, model in draft.places():
         if reason := rules.is_lost(view, worker) or rules.is_unknown(view, model) or rules.is_unwanted(view, model):
             draft.remove(worker, model, reason)  # 1.1
-        elif reason := rules.is_barred(view, view.models[model], worker):
+        elif reason := rules.is_forbidden(view.models[model], worker):
             draft.remove(worker, model, reason)  # 1.2
     for worker, model in draft.places():
         record = view.models[model]
@@ -171,8 +171,9 @@ def _since(view: View, model: ModelRecord) -> float:
 
 
 def _counted(draft: Draft, model: str) -> list[str]:
-    """Places that count: not on a worker that is being emptied."""
-    return [worker for worker in draft.holders(model) if not rules.is_drained(draft.view, worker)]
+    """Places that count: not those that are to be left."""
+    view, record = draft.view, draft.view.models[model]
+    return [worker for worker in draft.holders(model) if not rules.is_to_leave(view, record, worker)]
 
 
 def _target(draft: Draft, model: ModelRecord) -> int:
@@ -180,7 +181,7 @@ def _target(draft: Draft, model: ModelRecord) -> int:
     holders = _counted(draft, model.id)
     ready = [worker for worker in holders if _is_ready(view, worker, model.id)]
     target = rules.num_wanted(view, model)
-    if rules.is_asked_for(view, model) or _is_used_where_drained(draft, model):
+    if rules.is_asked_for(view, model) or _is_used_where_it_leaves(draft, model):
         target = max(target, 1)
     if rules.is_overrun(view, model, len(holders), len(ready)):
         target = max(target, len(holders) + 1)
@@ -194,10 +195,10 @@ def _is_ready(view: View, worker: str, model: str) -> bool:
     return replica is not None and replica.state == "ready"
 
 
-def _is_used_where_drained(draft: Draft, model: ModelRecord) -> bool:
+def _is_used_where_it_leaves(draft: Draft, model: ModelRecord) -> bool:
     view = draft.view
     return any(
-        rules.is_drained(view, worker) and rules.is_busy(view, model, view.replica(worker, model.id))
+        rules.is_to_leave(view, model, worker) and rules.is_busy(view, model, view.replica(worker, model.id))
         for worker in draft.holders(model.id)
     )
 
@@ -349,20 +350,21 @@ def _evict(draft: Draft, model: ModelRecord, room: Room) -> None:
     _claim(draft, model, room, f"waits for {', '.join(names)} to leave {{worker}}")
 
 
-# --- 4. workers that are being emptied -------------------------------------------------------------------------
+# --- 4. places that are to be left ------------------------------------------------------------------------------
 
 
-def _empty_drained(draft: Draft) -> None:
+def _move(draft: Draft) -> None:
     view = draft.view
     for worker, model in draft.places():
-        reason = rules.is_drained(view, worker)
+        reason = rules.is_to_leave(view, view.models[model], worker)
+        is_emptied = worker in view.drains
         # A worker that stops by itself ends its replicas in order; should it come back, it is to have them again.
-        if not reason or worker not in view.drains:
+        if not reason or (rules.is_drained(view, worker) and not is_emptied):
             continue
         others = _counted(draft, model)
         is_replaced = any(_is_ready(view, other, model) for other in others)
         is_needed = _target(draft, view.models[model]) > 0
-        if is_replaced or not is_needed or not others:
+        if is_replaced or not is_needed or (is_emptied and not others):
             draft.remove(worker, model, reason)
 
 

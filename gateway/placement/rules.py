@@ -76,10 +76,14 @@ def is_unwanted(view: View, model: str) -> str:
     return f"{intent.by or 'an operator'} wants it unloaded" if intent and intent.want == "unloaded" else ""
 
 
-def is_barred(view: View, model: ModelRecord, worker: str) -> str:
-    """Its entry, or an operator's intent, names other workers."""
-    if model.workers and worker not in model.workers:
-        return f"its entry allows only {', '.join(sorted(model.workers))}"
+def is_forbidden(model: ModelRecord, worker: str) -> str:
+    """Its entry names other workers."""
+    is_so = model.workers and worker not in model.workers
+    return f"its entry allows only {', '.join(sorted(model.workers))}" if is_so else ""
+
+
+def is_wanted_elsewhere(view: View, model: ModelRecord, worker: str) -> str:
+    """An operator's intent names other workers."""
     intent = view.intents.get(model.id)
     if intent is not None and intent.want == "loaded" and intent.on and worker not in intent.on:
         return f"{intent.by or 'an operator'} wants it on {', '.join(sorted(intent.on))}"
@@ -92,6 +96,16 @@ def is_drained(view: View, worker: str) -> str:
         return f"{drain.by or 'an operator'} drains {worker}"
     record = view.workers.get(worker)
     return f"{worker} is stopping" if record is not None and record.state == "draining" else ""
+
+
+def is_barred(view: View, model: ModelRecord, worker: str) -> str:
+    """It may not go there."""
+    return is_forbidden(model, worker) or is_wanted_elsewhere(view, model, worker)
+
+
+def is_to_leave(view: View, model: ModelRecord, worker: str) -> str:
+    """It may stay only until it is ready elsewhere."""
+    return is_wanted_elsewhere(view, model, worker) or is_drained(view, worker)
 
 
 def has_failed(view: View, model: ModelRecord, worker: str, since_s: float) -> str:

@@ -362,6 +362,31 @@ def test_a_model_leaves_workers_that_its_entry_no_longer_names() -> None:
     assert placed(fleet.step()) == {"w1": [], "w2": ["a"]}
 
 
+def test_a_model_that_is_wanted_elsewhere_serves_until_it_is_ready_there() -> None:
+    """An operator moved a model, and its clients waited for the whole of a load."""
+    fleet = workers("w1", "w2")
+    fleet.model("a")
+    fleet.ready("a", "w1", running=1)
+    fleet.load("a", "w2")
+    assert placed(fleet.step()) == {"w2": ["a"]}
+    fleet.loading("a", "w2")
+    assert fleet.step().changes == []
+    fleet.replica("a", "w2")
+    assert placed(fleet.step()) == {"w1": []}
+
+
+def test_a_model_that_is_wanted_where_there_is_no_worker_stays() -> None:
+    """A name was misspelt, and the model was gone."""
+    fleet = workers("w1")
+    fleet.model("a")
+    fleet.ready("a", "w1")
+    fleet.load("a", "w9")
+    decided = fleet.step()
+    assert decided.changes == []
+    verdict = decided.verdicts["a"]
+    assert (verdict.state, verdict.reason) == ("ready", "on w1; none of the workers it may run on is there: w9")
+
+
 def test_a_named_worker_that_is_away_is_waited_for_not_refused() -> None:
     """A client was told that its model can never fit, because its one worker was restarting."""
     fleet = workers("w1")
