@@ -10,6 +10,9 @@ The same streams over HTTP, alternating in one run, from three servers:
 The row *floor* is no server: one job through the same queue and one message back, between two processes that do nothing
 else (`floor`). What stands there is part of what *plexus* adds, whatever its own code costs.
 
+*turns* is an agent's conversation: every turn sends all of it again, and most of its tokens are in the cache. What its
+first token takes is what gateway, queue, front and scheduler do with so long a prompt; the back end computes nothing.
+
 One token per event. The client is lean and its own CPU is in the table. All of it shares the machine's cores, so
 tokens/s is what the whole chain reaches on them; CPU per token by process says who needs how much.
 """
@@ -42,7 +45,7 @@ from shared.names import PLAN, intent_key, model_key
 from shared.records import IntentRecord, ModelRecord
 from shared.settings import BusSettings
 from tests.bench import floor
-from tests.bench.lean_client import Load, chat_request, run_load
+from tests.bench.lean_client import Load, chat_request, conversation_request, run_load, stream_once
 from tests.support.fleet_process import FleetProcess
 from tests.support.ports import free_port
 from tests.support.tiny import make_checkpoint
@@ -80,6 +83,8 @@ LOADS = {  # name: (clients, requests each, tokens)
     "saturated": (64, 2, 256),
     "paced": (64, 1, 200),
 }
+TURNS = "turns"
+TURN_MESSAGES, TURN_WORDS, NUM_TURNS = 100, 250, 8
 
 
 def cpu_seconds(pid: int) -> float:
@@ -98,6 +103,24 @@ async def measure(server: Server, name: str) -> Sample:
     if load.errors:
         raise RuntimeError(f"{server.name}, {name}: {load.errors[0]} (and {len(load.errors) - 1} more)")
     return Sample(load, spent)
+
+
+async def converse(server: Server) -> list[float]:
+    """Seconds to the first token of each turn of a long conversation."""
+    words = " ".join(f"{word} {number}" for number in range(TURN_WORDS // 2) for word in ("boat", "river"))
+    messages = [
+        {"role": ("user", "assistant")[number % 2], "content": f"{time.time_ns()} {number} {words}"}
+        for number in range(TURN_MESSAGES - 1)
+    ]
+    seconds = []
+    for turn in range(NUM_TURNS):
+        request = conversation_request(HOST, server.models["saturated"], messages, 4, server.key)
+        stream = await stream_once(HOST, server.ports["saturated"], request)
+        if stream.status != 200:
+            raise RuntimeError(f"{server.name}, {TURNS}: status {stream.status}: {stream.tail!r}")
+        seconds.append(stream.first_token_s)
+        messages += [{"role": "assistant", "content": "So it is."}, {"role": "user", "content": f"And {turn}?"}]
+    return seconds
 
 
 def wait_http(url: str, timeout_s: float = 60.0) -> None:
@@ -202,9 +225,10 @@ async def load_synthetic(fleet: FleetProcess, checkpoint: Path) -> dict[str, int
 def plexus(directory: Path) -> Iterator[Server]:
     """A whole fleet on this machine."""
     checkpoint = make_checkpoint(directory / "words")  # its tokeniser is what the synthetic back end speaks with
+    spacious = make_checkpoint(directory / "spacious", max_position_embeddings=1 << 18)
     with FleetProcess(directory, "--model", checkpoint) as fleet:
         fleet.started()
-        pids = uvloop.run(load_synthetic(fleet, checkpoint))
+        pids = uvloop.run(load_synthetic(fleet, spacious))
         models = {name: PACED if name == "paced" else SATURATED for name in LOADS}
         port = int(fleet.api.split(":")[2].split("/")[0])
         everything = {**fleet.now().pids, **pids}
@@ -239,7 +263,10 @@ def cpu_figures(loads: dict[str, list[Sample]], process: str) -> dict[str, float
 
 
 def report(
-    samples: dict[str, dict[str, list[Sample]]], idle: dict[str, float], floor_s: list[float]
+    samples: dict[str, dict[str, list[Sample]]],
+    idle: dict[str, float],
+    floor_s: list[float],
+    turns_s: list[list[float]],
 ) -> dict[str, object]:
     """Print the tables; the same figures for JSON."""
     console = Console(width=120)
@@ -273,7 +300,14 @@ def report(
             table.add_row(server, process, *(f"{figure:.1f}" for figure in figures.values()))
     console.print(table)
     console.print("idle, share of a core:", ", ".join(f"{name} {share:.2%}" for name, share in idle.items()))
-    return {"chains": chains, "floor ms": floor_ms, "cpu": processes, "idle core share": idle}
+    turns_ms = [p50([times[number] * 1e3 for times in turns_s]) for number in range(NUM_TURNS)]
+    later_ms = p50([seconds * 1e3 for times in turns_s for seconds in times[1:]])
+    if turns_s:
+        console.print(
+            f"first token of a long conversation: {turns_ms[0]:.0f} ms, of its later turns: {later_ms:.0f} ms"
+        )
+    figures = {"chains": chains, "floor ms": floor_ms, "cpu": processes, "idle core share": idle}
+    return figures | {"turns ms": turns_ms}
 
 
 def main() -> None:
@@ -281,7 +315,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--litellm", metavar="PYTHON", help="python of an environment with litellm[proxy]")
-    parser.add_argument("--only", nargs="+", choices=LOADS, default=list(LOADS), metavar="LOAD", help=", ".join(LOADS))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[*LOADS, TURNS],
+        default=[*LOADS, TURNS],
+        metavar="LOAD",
+        help=", ".join([*LOADS, TURNS]),
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -297,18 +338,22 @@ def main() -> None:
         idle = {process: (cpu_seconds(pid) - before[process]) / IDLE_S for process, pid in fleet.pids.items()}
         samples: dict[str, dict[str, list[Sample]]] = {s.name: {name: [] for name in LOADS} for s in servers}
         floor_s: list[float] = []
+        turns_s: list[list[float]] = []
         for index in range(options.rounds + 1):
             if fleet.bus is not None and "first token" in options.only:
                 seconds = uvloop.run(floor.run(fleet.bus, LOADS["first token"][1]))
                 floor_s += seconds if index else []
-            for name in options.only:
+            if TURNS in options.only:
+                seconds = uvloop.run(converse(fleet))
+                turns_s += [seconds] if index else []
+            for name in filter(LOADS.__contains__, options.only):
                 for server in servers:
                     sample = uvloop.run(measure(server, name))
                     if index:  # the first round warms up
                         samples[server.name][name].append(sample)
             print(f"round {index} of {options.rounds} done", file=sys.stderr)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {options.rounds} rounds")
-    figures = report(samples, idle, floor_s)
+    figures = report(samples, idle, floor_s, turns_s)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
 

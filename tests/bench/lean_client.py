@@ -85,11 +85,18 @@ class _Reader(asyncio.Protocol):
 
 
 def chat_request(host: str, model: str, prompt: str, max_tokens: int, key: str = "sk-bench") -> bytes:
+    """The bytes of a streaming chat request of one message."""
+    return conversation_request(host, model, [{"role": "user", "content": prompt}], max_tokens, key)
+
+
+def conversation_request(
+    host: str, model: str, messages: list[dict[str, str]], max_tokens: int, key: str = "sk-bench"
+) -> bytes:
     """The bytes of a streaming chat request."""
     body = json.dumps(
         {
             "model": model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": messages,
             "stream": True,
             "max_tokens": max_tokens,
             "temperature": 0,
