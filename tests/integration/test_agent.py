@@ -303,7 +303,7 @@ async def test_a_changed_model_is_started_anew(
 
 async def test_an_agent_answers_pings_and_refuses_a_twin(broker: EmbeddedBroker, bus: Bus, tmp_path: Path) -> None:
     async with running(broker, tmp_path):
-        answer = await bus.request(names.worker_rpc("w1"), messages.encode(Ping()), timeout_s=1.0)
+        answer = await bus.request(names.worker_rpc("w1"), messages.encode(Ping()), timeout_s=5.0)
         assert json.loads(answer) == json.loads(messages.encode(Pong(phase="agent")))
         with pytest.raises(NameTaken, match="w1"):
             await Agent(settings_for(broker, tmp_path), "w1").run()

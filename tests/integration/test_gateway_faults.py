@@ -375,10 +375,10 @@ async def test_a_redelivered_job_is_claimed_before_it_runs(
 
 async def test_a_claim_for_an_unknown_job_is_dropped(gateway: Running, replica: FakeReplica) -> None:
     claim = encode(Claim("never-heard-of", 1, replica.id))
-    answer = await replica.bus.request(names.gateway_rpc(gateway.id), claim, timeout_s=1)
+    answer = await replica.bus.request(names.gateway_rpc(gateway.id), claim, timeout_s=5)
     assert msgspec.json.decode(answer, type=Claimed).drop
 
 
 async def test_a_gateway_answers_pings(gateway: Running, replica: FakeReplica) -> None:
-    answer = await replica.bus.request(names.gateway_rpc(gateway.id), encode(Ping()), timeout_s=1)
+    answer = await replica.bus.request(names.gateway_rpc(gateway.id), encode(Ping()), timeout_s=5)
     assert msgspec.json.decode(answer, type=Pong)

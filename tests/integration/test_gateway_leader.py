@@ -50,7 +50,7 @@ class World:
         return [one.model.id for one in want.models] if want else None
 
     async def ensure(self, model: str) -> Ensured:
-        data = await self.bus.request(names.PLACER_ENSURE, encode(Ensure(model)), timeout_s=1)
+        data = await self.bus.request(names.PLACER_ENSURE, encode(Ensure(model)), timeout_s=5)
         return msgspec.json.decode(data, type=Ensured)
 
 

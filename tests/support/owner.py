@@ -144,7 +144,7 @@ class Owner:
 
     async def ping(self, replica: str) -> Pong:
         """Where a replica is."""
-        return _decode_pong(await self.bus.request(names.replica_rpc(replica), messages.encode(Ping()), timeout_s=1.0))
+        return _decode_pong(await self.bus.request(names.replica_rpc(replica), messages.encode(Ping()), timeout_s=5.0))
 
     async def replay(self, job: str, attempt: int, positions: list[int], replica: str) -> Replayed:
         """What a replica has of a job."""
