@@ -51,6 +51,7 @@ class Lease:
         self._ttl_s = ttl_s
         self._renew_s = renew_s
         self._epoch = 0
+        self._above = 0
         self._revision = 0  # of our own last write; 0: not held
         self._valid_until = 0.0  # monotonic
         self._told = False
@@ -82,6 +83,15 @@ class Lease:
                 self._turned.clear()
                 await self._turned.wait()
         return self._epoch
+
+    def rise_above(self, epoch: int) -> None:
+        """Lead under a number above this one, which somebody obeys: else he would never obey us.
+
+        Only whoever wrote a record by hand, or a store that was lost and made anew under a clock that is behind,
+        brings that about.
+        """
+        self._above = max(self._above, epoch)
+        self._stir.set()
 
     async def __aenter__(self) -> Self:
         event = f"{names.bucket_events(names.FLEET)}.{self.key}"
@@ -141,6 +151,7 @@ class Lease:
 
     async def _renew(self) -> None:
         sent = time.monotonic()
+        self._epoch = max(self._epoch, self._above + 1)
         try:
             self._revision = await self._bucket.update(self.key, self._record(), self._revision, self._ttl_s)
         except WrongRevision:
@@ -169,11 +180,11 @@ class Lease:
             info = await self._bus.api(f"STREAM.INFO.{names.bucket_stream(names.FLEET)}", {})
             epoch = int(info["state"]["last_seq"]) + 1
         sent = time.monotonic()
-        self._epoch = epoch
+        self._epoch = max(epoch, self._above + 1)
         with contextlib.suppress(WrongRevision):  # another was faster
             self._revision = await self._bucket.update(self.key, self._record(), revision, self._ttl_s)
             self._valid_until = sent + self._ttl_s - MARGIN_S
-            log.info("lease.held", key=self.key, holder=self.holder, epoch=epoch)
+            log.info("lease.held", key=self.key, holder=self.holder, epoch=self._epoch)
             self._tell()
 
     def _is_ours(self, value: bytes) -> bool:

@@ -171,6 +171,11 @@ class Leader:
     async def _decide(self) -> None:
         await self._look()
         epoch, view = self._lease.epoch, self._view()
+        if (obeyed := max((one.epoch for one in view.workers.values()), default=0)) > epoch:
+            log.warning("placement.surpassed", epoch=epoch, obeyed=obeyed)
+            self._lease.rise_above(obeyed)
+            return
+        self._journal.epoch = epoch
         self._sizes.learn(view)
         decided = plan(view, epoch, claim=True)
         if await self._write(decided):

@@ -290,7 +290,7 @@ def report(
     processes = {
         server: {
             process: cpu_figures(loads, process)
-            for process in [*next(found[0] for found in loads.values() if found).cpu_s, "client"]
+            for process in [*next((found[0].cpu_s for found in loads.values() if found), ()), "client"]
         }
         for server, loads in samples.items()
     }

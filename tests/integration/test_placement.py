@@ -1,6 +1,7 @@
 """Placement on a real nats-server: queues, refusals, events, questions, and two leaders at once."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -46,6 +47,7 @@ class Host:
     def __init__(self, bus: Bus, fleet: Fleet, name: str, size: int, mirrors: tuple[str, ...] = ()) -> None:
         self.name, self.size, self.mirrors = name, size, list(mirrors)
         self.num_loads = 0
+        self.epoch = 0
         self.running: dict[str, int] = {}
         self._bus, self._fleet = bus, fleet
         self._bucket = Bucket(bus, names.FLEET)
@@ -96,6 +98,7 @@ class Host:
             incarnation="i",
             host="h",
             devices=[device],
+            epoch=self.epoch,
             generation=want.generation if want else 0,
             mirrors=self.mirrors,
         )
@@ -304,6 +307,22 @@ async def test_a_deposed_leader_that_does_not_know_it_changes_nothing(
             with pytest.raises(WrongRevision):
                 await Bucket(old_bus, names.PLAN).update(names.want_key("w1"), encode(late), revision)
             assert new.leads and models_of(fleet, "w1") == ["a"]
+
+
+async def test_a_worker_that_obeys_a_higher_number_is_led_again(
+    bus: Bus, fleet: Fleet, leader: Leader, sizes: dict[str, int]
+) -> None:
+    """Its assignment was written by hand, and it refused every other until it was restarted."""
+    await put_model(bus, "a")
+    async with Host(bus, fleet, "w1", 4 * GB) as host:
+        await eventually(lambda: leader.leads and "w1" in fleet.wants)
+        host.epoch = fleet.wants["w1"].epoch + 10**9
+        await eventually(lambda: fleet.wants["w1"].epoch > host.epoch)
+        leader._history.ask("a", time.time())
+        await eventually(lambda: models_of(fleet, "w1") == ["a"])
+        assert leader.leads and leader._lease.epoch == fleet.wants["w1"].epoch
+        lease, _ = await Bucket(bus, names.FLEET).get(names.LEASE_PLACER)
+        assert json.loads(lease)["epoch"] == leader._lease.epoch
 
 
 async def test_two_leaders_cannot_promise_the_same_memory(
