@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
     log.info("gateway.stopped", gateway=gateway_id)
 
 
+@cache
 def own_version() -> str:
     """The version of this installation."""
     try:

@@ -15,6 +15,7 @@ from nats.aio.subscription import Subscription
 DIRECT_BYTES = 256 << 10  # unsent in the socket's buffer; above, the library's flusher waits for the socket
 
 _HEADER_LINE = b"NATS/1.0\r\n"
+_SPACE = " \t\r\n\v\f"
 
 
 class GuardedClient(Client):  # type: ignore[misc]
@@ -75,6 +76,17 @@ class GuardedClient(Client):  # type: ignore[misc]
         self.stats["in_bytes"] += len(data)
         found = await self._process_headers(headers) if headers else None
         listener(self._build_message(sid, subject, reply, data, found))
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        # The original looks at each character of each name by itself: a third of the calls that bring a job in.
+        headers = {}
+        for line in raw.decode("utf-8", "replace").split("\r\n"):
+            name, colon, value = line.partition(":")
+            name = name.strip(_SPACE)
+            if colon and name.isascii() and name.split() == [name]:
+                headers[name] = value.strip(_SPACE)
+        return headers
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         super()._remove_sub(sid, max_msgs)

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import msgspec
 
@@ -246,6 +247,7 @@ class Agent:
             await message.respond(messages.encode(Pong(phase="agent", running=running)))
 
 
+@cache
 def _version() -> str:
     try:
         return importlib.metadata.version("plexus-fleet")

@@ -1,6 +1,7 @@
 """Holding answers to a grammar, as far as a front is concerned: write it, find out that it compiles, remember that."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from hashlib import blake2b
 
@@ -24,14 +25,16 @@ class Constrainer:
         self._tokenizer: LLTokenizer | None = None
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by digest of a grammar: empty, or what is wrong
 
-    def begin(self, prompt: Prompt, constraint: Constraint | None, reasoning: Reasoning) -> "Future[str] | None":
-        """The grammar of an answer, found to compile; None where nothing constrains it.
+    def begin(
+        self, prompt: Prompt, constraint: Constraint | None, reasons: Callable[[], Reasoning]
+    ) -> "Future[str] | None":
+        """The grammar of an answer, found to compile; None where nothing constrains it. `reasons`: how it may begin.
 
         The future raises `PromptError`, which names the field that is at fault.
         """
         if not is_constrained(prompt, constraint):
             return None
-        return self._compiler.submit(self.grammar, prompt, constraint, reasoning)
+        return self._compiler.submit(self.grammar, prompt, constraint, reasons())
 
     def grammar(self, prompt: Prompt, constraint: Constraint | None, reasoning: Reasoning) -> str:
         """As `begin`, on this thread."""

@@ -16,6 +16,7 @@ import jinja2.utils
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
@@ -58,6 +59,33 @@ class _Namespace(jinja2.utils.Namespace):
         super().__setitem__(name, value)
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, which asks a dozen questions of each attribute, with short ways for what templates do all the time.
+
+    They lead to the same: a message's fields, names in a namespace, a loop's counters and a string's methods are none
+    of the things that the sandbox keeps from a template.
+    """
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if kind is dict:
+            if attribute in obj and attribute not in _OF_DICT:
+                return obj[attribute]
+        elif kind is str:
+            if attribute in _OF_STR:
+                return getattr(obj, attribute)
+        elif (kind is LoopContext or kind is _Namespace) and not attribute.startswith("_"):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
+_OF_DICT = frozenset(dir(dict))
+_OF_STR = frozenset(name for name in dir(str) if not name.startswith("_")) - {"format", "format_map"}
+
+
 def _refuse_private(name: str) -> None:
     if name.startswith("_"):
         raise SecurityError(f"a namespace cannot store {name!r}")
@@ -84,9 +112,7 @@ def _strftime_now(format: str) -> str:
 
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -97,4 +123,6 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 def compile_template(source: str) -> Callable[..., str]:
     """Return the render function of a template. Raises `jinja2.TemplateSyntaxError`."""
-    return _environment().from_string(source).render
+    template = _environment().from_string(source)
+    template.globals = dict(template.globals)  # a chain of mappings, which each rendering would walk
+    return template.render

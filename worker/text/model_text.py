@@ -24,7 +24,7 @@ from worker.text.lark import literal
 from worker.text.marks import Mark, split_marks
 from worker.text.output import Output
 from worker.text.pieces import Pieces
-from worker.text.reasoning import ReasoningMarks, prompt_tail
+from worker.text.reasoning import ReasoningMarks
 from worker.text.sight import PromptImage, Reading, Sight
 from worker.text.sorter import BlockSorter, Sorter
 from worker.text.stops import StopFinder
@@ -170,14 +170,16 @@ class ModelText:
 
         The future raises `PromptError`, which names the field that is at fault.
         """
-        reasoning: Reasoning = "none"
-        if prompt.messages is not None and self._reasoning is not None and not prompt.continue_final:
-            tail = prompt_tail(self._vocabulary, prompt_ids)
-            if self._reasoning.is_open(tail):
-                reasoning = "open"
-            elif not self._reasoning.is_closed(tail):
-                reasoning = "optional"
-        return self._constrainer.begin(prompt, constraint, reasoning)
+        return self._constrainer.begin(prompt, constraint, functools.partial(self._reasons, prompt, prompt_ids))
+
+    def _reasons(self, prompt: Prompt, prompt_ids: list[int]) -> Reasoning:
+        """How an answer may begin to reason."""
+        if prompt.messages is None or self._reasoning is None or prompt.continue_final:
+            return "none"
+        tail = self._reasoning.tail(self._vocabulary, prompt_ids)
+        if self._reasoning.is_open(tail):
+            return "open"
+        return "none" if self._reasoning.is_closed(tail) else "optional"
 
     def stream(self, prompt: Prompt, *, stop: list[str], prompt_ids: list[int]) -> TextStream:
         """Return the text stream of one choice."""
@@ -240,7 +242,8 @@ class ModelText:
 
     def _opens_reasoning(self, prompt_ids: list[int]) -> bool:
         """Whether the template has opened the block, so that the model will not write the opening marker."""
-        return self._reasoning is not None and self._reasoning.is_open(prompt_tail(self._vocabulary, prompt_ids))
+        reasoning = self._reasoning
+        return reasoning is not None and reasoning.is_open(reasoning.tail(self._vocabulary, prompt_ids))
 
     def _convention(self, declared: str) -> Convention:
         if declared:

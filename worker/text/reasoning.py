@@ -17,6 +17,9 @@ CONVENTIONS: tuple[tuple[str, str], ...] = (
 )
 
 
+_TAIL_TOKENS = 16
+
+
 class ReasoningMarks:
     """The pair of markers that one model uses."""
 
@@ -46,7 +49,11 @@ class ReasoningMarks:
         """Whether a prompt that ends like this has answered for the model that it need not reason."""
         return prompt_tail.rstrip().endswith(self.closing.text.rstrip())
 
-
-def prompt_tail(vocabulary: Vocabulary, prompt_ids: Sequence[int], num_tokens: int = 16) -> str:
-    """The end of a prompt as text, special tokens by name."""
-    return "".join(vocabulary.token_text(id) for id in prompt_ids[-num_tokens:])
+    def tail(self, vocabulary: Vocabulary, prompt_ids: Sequence[int]) -> str:
+        """What may hold a marker, and white space behind it, of the end of a prompt; special tokens by name."""
+        enough, text = max(len(self.opening.text), len(self.closing.text)), ""
+        for id in reversed(prompt_ids[-_TAIL_TOKENS:]):
+            text = vocabulary.token_text(id) + text
+            if len(text.rstrip()) >= enough:
+                break
+        return text

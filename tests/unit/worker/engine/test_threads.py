@@ -49,7 +49,8 @@ def test_a_containers_share(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_waiting_threads_of_a_rank_do_not_spin() -> None:
     """What the library of threads itself says it goes by, in a process that begins as a rank does."""
-    code = f"from worker.engine import process; process.{process.prepare_libraries.__name__}(); import torch; torch.ones(9)"
+    begin = f"from worker.engine import process; process.{process.prepare_libraries.__name__}()"
+    code = f"{begin}; import torch; torch.ones(9)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"OMP_DISPLAY_ENV": "verbose", "OMP_WAIT_POLICY": "ACTIVE"},
