@@ -225,7 +225,9 @@ async def test_llm_with_its_anthropic_plugin(demo: FleetProcess, tell: Tell, tmp
         await put_model(bus, msgspec.structs.replace(demo_model(), aliases=["claude-sonnet-4-5"]))
         await view.wait_for(lambda view: any(r.state == "ready" for r in view.replicas_of(MODEL)), timeout_s=60)
     told = await asyncio.to_thread(
-        run, demo, environment("llm") / "llm", "-m", "claude-sonnet-4.5", "What is the capital of France?",
+        run, demo, environment("llm") / "llm", "-m", "claude-sonnet-4.5",
+        "-o", "temperature", "0",  # the plugin samples otherwise, and one answer in a hundred is another
+        "What is the capital of France?",
         LLM_USER_PATH=str(tmp_path), HOME=str(tmp_path), ANTHROPIC_API_KEY="any",
         ANTHROPIC_BASE_URL=demo.api.removesuffix("/v1"),
     )  # fmt: skip
