@@ -7,8 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ from shared.errors import SettingsError
 from shared.fleet import Fleet
 from shared.records import GatewayRecord
 from shared.settings import GatewaySettings
+from shared.version import own_version
 
 GRACE_S = 3  # for connections to end, once their streams have got their last event
 KEEP_ALIVE_S = 75
@@ -123,15 +122,6 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
             }
             await _run(servers, dispatcher, lambda: _announce(ready, on_ready))
     log.info("gateway.stopped", gateway=gateway_id)
-
-
-@cache
-def own_version() -> str:
-    """The version of this installation."""
-    try:
-        return version("plexus-fleet")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 @contextlib.contextmanager

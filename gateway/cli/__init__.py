@@ -6,19 +6,10 @@ import sys
 def main() -> None:
     """The console script. Imports nothing heavy before it knows what is asked."""
     if sys.argv[1:] in (["--version"], ["-V"], ["version"]):
-        print(f"plexus {version()}")
+        from shared.version import own_version
+
+        print(f"plexus {own_version()}")
         return
     from gateway.cli.app import run
 
     sys.exit(run(sys.argv[1:]))
-
-
-def version() -> str:
-    """The installed version of the distribution."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("plexus-fleet")
-    except PackageNotFoundError:
-        return "0+unknown"

@@ -270,9 +270,9 @@ def show_settings(process: Annotated[str, typer.Argument(help="gateway, models, 
 @app.command("version", rich_help_panel="Operate")
 def show_version() -> None:
     """Print the version."""
-    from gateway.cli import version
+    from shared.version import own_version
 
-    print(f"plexus {version()}")
+    print(f"plexus {own_version()}")
 
 
 # --- what the commands share ---------------------------------------------------------------------------------

@@ -1,12 +1,10 @@
 """The agent: from its assignment to running replicas, from those to the records of this host."""
 
 import asyncio
-import importlib.metadata
 import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import msgspec
 
@@ -19,6 +17,7 @@ from shared.mirror import Mirror
 from shared.process import is_running
 from shared.records import HEARTBEAT_S, Assigned, AssignmentRecord, Device, ReplicaRecord, WorkerRecord
 from shared.settings import WorkerSettings
+from shared.version import own_version
 from worker.agent.assignment import Assignments
 from worker.agent.backoff import Failures
 from worker.agent.counting import COUNTER, Counting
@@ -216,7 +215,7 @@ class Agent:
             failures=self._host.failures.all(),
             epoch=self._assignments.epoch,
             generation=self._assignments.generation,
-            version=_version(),
+            version=own_version(),
             mirrors=sorted(self._settings.sources),
         )
 
@@ -245,11 +244,3 @@ class Agent:
         if message.reply:
             running = sum(record.running for record in self._replica_records())
             await message.respond(messages.encode(Pong(phase="agent", running=running)))
-
-
-@cache
-def _version() -> str:
-    try:
-        return importlib.metadata.version("plexus-fleet")
-    except importlib.metadata.PackageNotFoundError:
-        return ""

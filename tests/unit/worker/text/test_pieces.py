@@ -16,27 +16,20 @@ from worker.text.vocabulary import Vocabulary
 STYLES = ("qwen3", "llama3", "mistral", "gemma", "harmony")
 
 
-def vocabulary(*added: AddedToken | str) -> Vocabulary:
-    """A tokeniser that marks the beginnings of words, with these special tokens."""
-    tokenizer = sentencepiece_tokenizer("llama", [])
-    tokenizer.add_special_tokens([AddedToken(one, normalized=False) if isinstance(one, str) else one for one in added])
-    return Vocabulary(tokenizer)
-
-
-class Counting(Vocabulary):
+class Noting(Vocabulary):
     """Notes what it encodes."""
-
-    def __init__(self, *added: str) -> None:
-        tokenizer = sentencepiece_tokenizer("llama", [])
-        tokenizer.add_special_tokens([AddedToken(one, normalized=False) for one in added])
-        super().__init__(tokenizer)
-        self.encoded: list[str] = []
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """As ever."""
-        if hasattr(self, "encoded"):
-            self.encoded.append(text)
+        self.__dict__.setdefault("encoded", []).append(text)
         return super().encode(text, add_special_tokens=add_special_tokens)
+
+
+def vocabulary(*added: AddedToken | str) -> Noting:
+    """A tokeniser that marks the beginnings of words, with these special tokens."""
+    tokenizer = sentencepiece_tokenizer("llama", [])
+    tokenizer.add_special_tokens([AddedToken(one, normalized=False) if isinstance(one, str) else one for one in added])
+    return Noting(tokenizer)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -47,8 +40,6 @@ def test_ids_are_those_of_the_whole_text(texts: dict[str, ModelText], style: str
     assert pieces.marks
     words = st.sampled_from([" ", "\n", "\n\n", "a", " the river", "İ", "é", "\u0301", "<", "|>", "[", "1", "\u2581"])
     text = "".join(data.draw(st.lists(st.one_of(st.sampled_from(added), words, st.text(max_size=4)), max_size=30)))
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        return
     whole = model._vocabulary.encode(text, add_special_tokens=False)
     assert pieces.encode(text) == whole
     assert pieces.encode(text) == whole  # and when all of it is known
@@ -68,13 +59,13 @@ def test_a_conversation_that_goes_on(texts: dict[str, ModelText], style: str) ->
 
 
 def test_what_repeats_is_encoded_once() -> None:
-    counting = Counting("<|a|>", "<|b|>")
-    pieces = Pieces(counting, "<|a|><|b|>")
+    noting = vocabulary("<|a|>", "<|b|>")
+    pieces = Pieces(noting, "<|a|><|b|>")
     first, second = "<|a|>user\nhello<|b|>\n", "<|a|>user\nand again<|b|>\n"
     pieces.encode(first)
-    counting.encoded.clear()
+    noting.encoded.clear()
     pieces.encode(first + second)
-    assert counting.encoded == ["<|a|>user\nand again"]
+    assert noting.encoded == ["<|a|>user\nand again"]
 
 
 def test_only_marks_of_the_template_cut() -> None:
@@ -130,17 +121,17 @@ def test_special_tokens_that_are_spelled_out() -> None:
 
 
 def test_what_was_not_used_for_longest_is_forgotten() -> None:
-    counting = Counting("<|a|>")
-    pieces = Pieces(counting, "<|a|>", max_characters=40)
+    noting = vocabulary("<|a|>")
+    pieces = Pieces(noting, "<|a|>", max_characters=40)
     one, two, three = (f"<|a|>{letter * 10}" for letter in "bcd")
     pieces.encode(one + two)
     pieces.encode(one)
     pieces.encode(three)  # in the place of two
-    counting.encoded.clear()
+    noting.encoded.clear()
     pieces.encode(one + two + three)
-    assert counting.encoded == [two, three]  # one was used last; two, coming back, puts out three
+    assert noting.encoded == [two, three]  # one was used last; two, coming back, puts out three
     large = "<|a|>" + "e" * 100  # more than there is room for
-    assert pieces.encode(large) == Vocabulary.encode(counting, large, add_special_tokens=False)
+    assert pieces.encode(large) == Vocabulary.encode(noting, large, add_special_tokens=False)
 
 
 def test_several_threads_at_once() -> None:
