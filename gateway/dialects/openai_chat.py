@@ -82,6 +82,10 @@ PARAMETERS = Parameters(
 )
 
 _TEMPLATE_OWN = ("messages", "tools")
+# Names that are read together: of most bodies it is enough to know that none of them is there.
+_TURN = frozenset(("continue_final_message", "add_generation_prompt"))
+_LOGPROBS = frozenset(("logprobs", "top_logprobs"))
+_VARIABLES = frozenset(("reasoning_effort", "chat_template_kwargs"))
 
 
 def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
@@ -90,17 +94,13 @@ def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
     model = model_of(body)
     messages, dropped, images = chat_messages(body)
     stream, include_usage = streaming(body, dropped)
-    legacy = openai_tools.is_legacy(body)
-    tools = openai_tools.functions(body, dropped) if legacy else openai_tools.tools(body, dropped)
-    read_choice = openai_tools.function_call if legacy else openai_tools.tool_choice
-    choice = read_choice(body, tools, dropped)
-    parallel = fields.boolean(body, "parallel_tool_calls") is not False and not legacy
+    tools = openai_tools.read(body, dropped)
     constraint = openai_constraint.constraint(body, dropped)
     prompt = Prompt(
         messages=messages,
-        tools=tools,
-        tool_choice=choice,
-        parallel_tool_calls=parallel,
+        tools=tools.functions,
+        tool_choice=tools.choice,
+        parallel_tool_calls=tools.is_parallel,
         template=_template(body),
         continue_final=_continues(body, messages),
     )
@@ -121,7 +121,7 @@ def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
         include_usage=include_usage,
         include_thinking=headers.get("x-include-thinking", "").strip().lower() in ("1", "true", "yes"),
         estimate_tokens=conversation.estimate_tokens(prompt),
-        notes=Notes(is_legacy=legacy),
+        notes=Notes(is_legacy=tools.is_legacy),
         images=tuple(images),
         ignored=tuple(ignored + dropped),
     )
@@ -129,6 +129,8 @@ def parse(body: dict[str, Any], headers: Mapping[str, str]) -> InferenceRequest:
 
 def _continues(body: dict[str, Any], messages: list[dict[str, Any]]) -> bool:
     """Whether the last message is to be continued. Raises InvalidRequest or NotSupported."""
+    if _TURN.isdisjoint(body):
+        return False
     wanted = bool(fields.boolean(body, "continue_final_message"))
     opens_turn = fields.boolean(body, "add_generation_prompt")
     if wanted and opens_turn:
@@ -164,6 +166,8 @@ def streaming(body: dict[str, Any], dropped: list[str]) -> tuple[bool, bool]:
 
 
 def _logprobs(body: dict[str, Any]) -> int | None:
+    if _LOGPROBS.isdisjoint(body):
+        return None
     wanted = fields.boolean(body, "logprobs")
     most = fields.integer(body, "top_logprobs", 0, openai_sampling.MAX_TOP_LOGPROBS)
     if most and not wanted:
@@ -174,6 +178,8 @@ def _logprobs(body: dict[str, Any]) -> int | None:
 def _template(body: dict[str, Any]) -> dict[str, Any]:
     """Variables of the chat template; those given by name win over those that reasoning_effort implies."""
     variables: dict[str, Any] = {}
+    if _VARIABLES.isdisjoint(body):
+        return variables
     effort = fields.string(body, "reasoning_effort")
     if effort is not None:
         if effort not in EFFORTS:

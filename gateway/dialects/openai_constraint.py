@@ -28,8 +28,7 @@ HONOURED = {
     "guided_grammar": "an extension: as grammar",
     "structured_outputs": "an extension: an object with one of json, regex, choice, grammar, json_object",
 }
-
-
+_NAMES = HONOURED.keys()
 SCHEMA_FORMAT = frozenset(("name", "description", "strict", "schema"))  # but the schema, none changes anything
 
 
@@ -38,6 +37,8 @@ def constraint(body: dict[str, Any], dropped: list[str]) -> Constraint | None:
 
     Raises InvalidRequest or NotSupported naming the field, also when there are two.
     """
+    if _NAMES.isdisjoint(body):
+        return None
     found: dict[str, Constraint] = {}
     if (chosen := _response_format(body, dropped)) is not None:
         found["response_format"] = chosen

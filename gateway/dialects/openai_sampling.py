@@ -1,6 +1,7 @@
 """The sampling parameters that chat and text completions share."""
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from gateway.dialects import fields
@@ -42,28 +43,16 @@ def sampling(
 ) -> Sampling:
     """The sampling of a body. `num_choices` in place of its own n. Raises InvalidRequest naming the field."""
     seed = fields.integer(body, "seed", -(2**63), 2**63 - 1)
-    top_k = fields.integer(body, "top_k", -1, 2**31 - 1)
-    repetition = fields.number(body, "repetition_penalty", 0.0, 10.0)
-    if repetition == 0.0:
-        raise bad("repetition_penalty", "must be above 0", 0)
     n = fields.integer(body, "n", 1, MAX_CHOICES) or 1
+    # Most bodies hold one or two of these, and what is not there shall cost nothing.
+    given = {name: value for name, read in _READERS.items() if name in body and (value := read(body)) is not None}
     return Sampling(
         n=num_choices or n,
         seed=secrets.randbits(63) if seed is None else seed % 2**63,
         max_tokens=max_tokens,
-        temperature=fields.number(body, "temperature", 0.0, 2.0),
-        top_p=fields.number(body, "top_p", 0.0, 1.0),
-        top_k=0 if top_k == -1 else top_k,
-        min_p=fields.number(body, "min_p", 0.0, 1.0),
-        repetition_penalty=repetition,
-        presence_penalty=fields.number(body, "presence_penalty", -2.0, 2.0) or 0.0,
-        frequency_penalty=fields.number(body, "frequency_penalty", -2.0, 2.0) or 0.0,
-        logit_bias=_logit_bias(body),
-        stop=_stop(body),
-        stop_token_ids=token_ids(body.get("stop_token_ids"), "stop_token_ids", MAX_BIASES),
-        ignore_eos=bool(fields.boolean(body, "ignore_eos")),
         logprobs=logprobs,
         thinking_budget=thinking_budget,
+        **given,
     )
 
 
@@ -115,3 +104,31 @@ def _logit_bias(body: dict[str, Any]) -> dict[int, float]:
         if not (key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) <= MAX_TOKEN_ID):
             raise bad("logit_bias", "must have token ids as keys", key)
     return {int(key): fields.number(biases, key, -100.0, 100.0, "logit_bias.") or 0.0 for key in biases}
+
+
+def _top_k(body: dict[str, Any]) -> int | None:
+    top_k = fields.integer(body, "top_k", -1, 2**31 - 1)
+    return 0 if top_k == -1 else top_k
+
+
+def _repetition_penalty(body: dict[str, Any]) -> float | None:
+    repetition = fields.number(body, "repetition_penalty", 0.0, 10.0)
+    if repetition == 0.0:
+        raise bad("repetition_penalty", "must be above 0", 0)
+    return repetition
+
+
+# Fields of `Sampling` that a body names as such.
+_READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "temperature": lambda body: fields.number(body, "temperature", 0.0, 2.0),
+    "top_p": lambda body: fields.number(body, "top_p", 0.0, 1.0),
+    "top_k": _top_k,
+    "min_p": lambda body: fields.number(body, "min_p", 0.0, 1.0),
+    "repetition_penalty": _repetition_penalty,
+    "presence_penalty": lambda body: fields.number(body, "presence_penalty", -2.0, 2.0),
+    "frequency_penalty": lambda body: fields.number(body, "frequency_penalty", -2.0, 2.0),
+    "logit_bias": _logit_bias,
+    "stop": _stop,
+    "stop_token_ids": lambda body: token_ids(body["stop_token_ids"], "stop_token_ids", MAX_BIASES),
+    "ignore_eos": lambda body: fields.boolean(body, "ignore_eos"),
+}

@@ -1,7 +1,7 @@
 """Tools of a chat body, and which of them the model may or must call; also in the older words, as functions."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.dialects import conversation, fields
 from gateway.dialects.fields import bad
@@ -9,11 +9,34 @@ from gateway.dialects.parameters import note_strangers
 from gateway.errors import InvalidRequest, NotSupported
 
 MAX_TOOLS = 512
+NAMES = frozenset(("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"))
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _OF_TOOLS = frozenset(("type", "function", "cache_control"))
 _OF_FUNCTIONS = frozenset(("name", "description", "parameters", "strict", "cache_control"))
 _OF_CHOICE, _OF_NAMED = frozenset(("type", "function")), frozenset(("name",))
 _UNUSED = (None, "auto")  # values of a choice that say nothing
+
+
+class Tools(NamedTuple):
+    """What a body says of them."""
+
+    functions: list[dict[str, Any]]
+    choice: str = "auto"
+    is_parallel: bool = True
+    is_legacy: bool = False  # said in the older words, and to be answered so
+
+
+def read(body: dict[str, Any], dropped: list[str]) -> Tools:
+    """All of it, in whichever words. What has no effect is added to `dropped`.
+
+    Raises InvalidRequest or NotSupported naming the field.
+    """
+    if NAMES.isdisjoint(body):
+        return Tools([])
+    legacy = is_legacy(body)
+    given = functions(body, dropped) if legacy else tools(body, dropped)
+    choice = (function_call if legacy else tool_choice)(body, given, dropped)
+    return Tools(given, choice, fields.boolean(body, "parallel_tool_calls") is not False and not legacy, legacy)
 
 
 def tools(body: dict[str, Any], dropped: list[str]) -> list[dict[str, Any]]:

@@ -213,7 +213,7 @@ class Front:
             executor=self._executor,
             image_executor=self._image_executor,
         )
-        pulls = Pulls(bus, config.model.id, self._on_job, self._offer)
+        pulls = Pulls(bus, config.model.id, self._on_job, lambda: self._spawn(self._offer()))
         owners = OwnerWatch(bus, config.replica, table, self._apply)
         await owners.start()
         self._parts = _Parts(bus, text, resolved, table, publisher, intake, owners, pulls)
@@ -259,7 +259,7 @@ class Front:
         waiting = self._figures.waiting
         return waiting == 0 or (waiting < MAX_WAITING and self._figures.blocks_free * 8 >= self._blocks)
 
-    async def _on_job(self, message: Msg) -> None:
+    def _on_job(self, message: Msg) -> None:
         parts = self._parts
         assert parts is not None
         fx = Effects()
@@ -268,15 +268,14 @@ class Front:
         if begun is not None:
             run, given = begun
             log.debug("job.taken", job=run.job.id, attempt=run.job.attempt, delivery=given.count)
-            finishing = parts.intake.finish(run, given.count, len(message.data))
             if parts.intake.is_short(given.count, len(message.data), run.job):
-                await finishing  # at once: the job is on its way before anything else is done
+                parts.intake.finish_at_once(run)  # the job is on its way before anything else is done
             else:
-                self._spawn(finishing)
+                self._spawn(parts.intake.finish(run, given.count, len(message.data)))
             if not given.pending and parts.table.num_running <= 1:
                 self._offer_soon()
                 return
-        await self._offer()
+        self._spawn(self._offer())
 
     def _offer_soon(self) -> None:
         """Offer after a moment: at once, the work for it would delay the one token that somebody waits for.

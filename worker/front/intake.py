@@ -142,29 +142,46 @@ class Intake:
                 return
             ids, images = await self._encode_all(run.job, size_bytes)  # 5
             grammar = await self._constrain(run.job, ids[0]) if self._task == "generate" else ""
-            fx = Effects()
-            ready = self._ready()
-            if not _is_taken(run):
-                return
-            if ready is None:
-                self._table.fail(run, "replica_lost", "The rank ended before the job began.", self._clock(), fx)
-            elif self._task == "embed":
-                inputs = resolve_inputs(run.job, ids, ready.limits)  # 6
-                self._table.accept_inputs(run, inputs, ready.fingerprint, self._clock(), fx)  # 7
-            else:
-                resolved = resolve(run.job, ids[0], ready.limits, grammar, images)  # 6
-                self._table.accept(run, resolved, ready.fingerprint, self._clock(), fx)  # 7
-            self._apply(fx)
-        except Unservable as error:
-            await self._fail(run, error)
-        except NoSight as error:
-            message = no_sight(self._model, error.param)
-            await self._fail(run, Unservable("invalid_request", message, error.param))
-        except PromptError as error:
-            await self._fail(run, Unservable("invalid_request", error.message, error.param))
+            self._hand_over(run, ids, grammar, images)
         except Exception as error:
-            log.error("job.intake_failed", job=run.job.id, model=self._model, error=f"{type(error).__name__}: {error}")
-            await self._fail(run, Unservable("engine_error", f"The request could not be prepared: {error}"))
+            self._refuse(run, error)
+
+    def finish_at_once(self, run: Run) -> None:
+        """`finish` for a job that `is_short`: there is nothing to wait for, so it needs no task."""
+        try:
+            self._check_job(run.job)  # 3
+            self._hand_over(run, self._encode_now(run.job), "", [])  # 5
+        except Exception as error:
+            self._refuse(run, error)
+
+    def _hand_over(self, run: Run, ids: list[list[int]], grammar: str, images: list[Image]) -> None:
+        fx = Effects()
+        ready = self._ready()
+        if not _is_taken(run):
+            return
+        if ready is None:
+            self._table.fail(run, "replica_lost", "The rank ended before the job began.", self._clock(), fx)
+        elif self._task == "embed":
+            inputs = resolve_inputs(run.job, ids, ready.limits)  # 6
+            self._table.accept_inputs(run, inputs, ready.fingerprint, self._clock(), fx)  # 7
+        else:
+            resolved = resolve(run.job, ids[0], ready.limits, grammar, images)  # 6
+            self._table.accept(run, resolved, ready.fingerprint, self._clock(), fx)  # 7
+        self._apply(fx)
+
+    def _refuse(self, run: Run, error: Exception) -> None:
+        """What went wrong before it ran, as its client shall read it."""
+        match error:
+            case Unservable():
+                self._fail(run, error)
+            case NoSight():
+                self._fail(run, Unservable("invalid_request", no_sight(self._model, error.param), error.param))
+            case PromptError():
+                self._fail(run, Unservable("invalid_request", error.message, error.param))
+            case _:
+                name = f"{type(error).__name__}: {error}"
+                log.error("job.intake_failed", job=run.job.id, model=self._model, error=name)
+                self._fail(run, Unservable("engine_error", f"The request could not be prepared: {error}"))
 
     def _check_job(self, job: Job) -> None:
         if job.model != self._model:
@@ -211,31 +228,23 @@ class Intake:
         return run.adopted
 
     async def _encode_all(self, job: Job, size_bytes: int) -> tuple[list[list[int]], list[Image]]:
-        """The tokens of each prompt, and the images among them.
-
-        Raises PromptError, and Unservable that names the one which is far too long.
-        """
-        if self._task == "generate":
-            try:
-                if image_parts(job.prompt.messages or []):
-                    return await self._look(job)
-                return [await self._encode(job, job.prompt, size_bytes)], []
-            except PromptTooLong as error:
-                raise too_long(error.tokens, error.limit, error.param) from error
-        ids = []
-        for index, prompt in enumerate(job.inputs):
-            try:
-                ids.append(await self._encode(job, prompt, size_bytes))
-            except PromptTooLong as error:
-                where = place(index, len(job.inputs))
-                raise too_long(error.tokens, error.limit, where, f"{where} has") from error
-        return ids, []
+        """The tokens of each prompt, and the images among them. Raises PromptError and Unservable."""
+        if self._task == "generate" and image_parts(job.prompt.messages or []):
+            return await self._look(job)
+        if size_bytes < THREAD_BYTES:
+            return self._encode_now(job), []
+        loop = asyncio.get_running_loop()
+        encodings = [functools.partial(self._encode, job, index) for index in range(self._num_prompts(job))]
+        return [await loop.run_in_executor(self._executor, encode) for encode in encodings], []
 
     async def _look(self, job: Job) -> tuple[list[list[int]], list[Image]]:
         """The same of a prompt with images, away from the event loop: a small file may be a large image."""
         limit, reserved = self._room(job)
         read = functools.partial(self._text.read, job.prompt, limit=limit, reserve=reserved)
-        reading = await asyncio.get_running_loop().run_in_executor(self._image_executor, read)
+        try:
+            reading = await asyncio.get_running_loop().run_in_executor(self._image_executor, read)
+        except PromptTooLong as error:
+            raise too_long(error.tokens, error.limit, error.param) from error
         images = [Image(one.data, one.digest, one.grid, one.runs) for one in reading.images]
         return [reading.ids], images
 
@@ -245,20 +254,32 @@ class Intake:
         limit = None if ready is None else ready.limits.context_limit
         return limit, reserve(job.sampling, limit) if limit else 1
 
-    async def _encode(self, job: Job, prompt: Prompt, size_bytes: int) -> list[int]:
+    def _num_prompts(self, job: Job) -> int:
+        return 1 if self._task == "generate" else len(job.inputs)
+
+    def _encode_now(self, job: Job) -> list[list[int]]:
+        return [self._encode(job, index) for index in range(self._num_prompts(job))]
+
+    def _encode(self, job: Job, index: int) -> list[int]:
+        """The tokens of one prompt. Raises PromptError, and Unservable that names it if it is far too long."""
+        is_input = self._task == "embed"
+        prompt = job.inputs[index] if is_input else job.prompt
         if prompt.ids is not None:
             return prompt.ids
         limit, reserved = self._room(job)
-        encode = functools.partial(self._text.encode, prompt, limit=limit, reserve=reserved)
-        if size_bytes < THREAD_BYTES:
-            return encode()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, encode)
+        try:
+            return self._text.encode(prompt, limit=limit, reserve=reserved)
+        except PromptTooLong as error:
+            if not is_input:
+                raise too_long(error.tokens, error.limit, error.param) from error
+            where = place(index, len(job.inputs))
+            raise too_long(error.tokens, error.limit, where, f"{where} has") from error
 
     async def _constrain(self, job: Job, ids: list[int]) -> str:
         constrained = self._text.constrain(job.prompt, job.constraint, ids)
         return "" if constrained is None else await asyncio.wrap_future(constrained)
 
-    async def _fail(self, run: Run, error: Unservable) -> None:
+    def _fail(self, run: Run, error: Unservable) -> None:
         if not _is_taken(run):
             return
         fx = Effects()

@@ -14,7 +14,7 @@ priority group. The rules:
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -98,22 +98,23 @@ class PullBus(Protocol):
     @property
     def has_priority_pulls(self) -> bool: ...
     def new_inbox(self) -> str: ...
-    async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None: ...
-    async def subscribe(self, subject: str, callback: Callable[[Any], Awaitable[None]]) -> Any: ...
+    def send(self, subject: str, payload: bytes, *, reply: str = "") -> None: ...
+    async def listen(self, subject: str, listener: Callable[[Any], None]) -> Any: ...
 
 
 class Pull:
     """The standing pull on one consumer. `on_job` gets each message; `on_over` is told of a request that ended without.
 
-    After a job the caller offers again by itself, when it has the time: the job comes first.
+    Both are called as soon as the message is read: a queue and a task between would delay each job. After a job the
+    caller offers again by itself, when it has the time: the job comes first.
     """
 
     def __init__(
         self,
         bus: PullBus,
         subject: str,
-        on_job: Callable[[Any], Awaitable[None]],
-        on_over: Callable[[], Awaitable[None]],
+        on_job: Callable[[Any], None],
+        on_over: Callable[[], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -137,7 +138,7 @@ class Pull:
                 return
             if self._subscription is None:
                 self._inbox = self._bus.new_inbox()
-                self._subscription = await self._bus.subscribe(self._inbox, self._listener(self._inbox))
+                self._subscription = await self._bus.listen(self._inbox, self._listener(self._inbox))
             request: dict[str, Any] = {
                 "batch": 1,
                 "expires": int(EXPIRES_S * 1e9),
@@ -147,7 +148,7 @@ class Pull:
                 request |= {"group": names.PRIORITY_GROUP, "priority": priority}
             self.state.sent(priority, now)
             with contextlib.suppress(BusError):  # then nothing comes, and rule 3 asks again
-                await self._bus.publish(self._subject, msgspec.json.encode(request), reply=self._inbox)
+                self._bus.send(self._subject, msgspec.json.encode(request), reply=self._inbox)
 
     async def pause(self) -> None:
         """Ask for nothing. A job already on its way here comes again to somebody else after ack_wait."""
@@ -161,18 +162,18 @@ class Pull:
             with contextlib.suppress(BusError):
                 await subscription.unsubscribe()
 
-    def _listener(self, inbox: str) -> Callable[[Any], Awaitable[None]]:
-        async def on_message(message: Any) -> None:
+    def _listener(self, inbox: str) -> Callable[[Any], None]:
+        def on_message(message: Any) -> None:
             status = (message.headers or {}).get(names.STATUS, "")
             if inbox != self._inbox:  # it crossed our leaving: somebody else shall have the job
                 if not status:
                     with contextlib.suppress(BusError):
-                        await self._bus.publish(message.reply, NAK)
+                        self._bus.send(message.reply, NAK)
                 return
             what = self.state.heard(status, self._clock())
             if what == "job":
-                await self._on_job(message)
+                self._on_job(message)
             elif what == "over":
-                await self._on_over()
+                self._on_over()
 
         return on_message

@@ -1,7 +1,7 @@
 """The two standing pulls of a replica, and how much they may ask for."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from shared import names
@@ -17,8 +17,8 @@ class Pulls:
         self,
         bus: PullBus,
         model: str,
-        on_job: Callable[[Any], Awaitable[None]],
-        on_over: Callable[[], Awaitable[None]],
+        on_job: Callable[[Any], None],
+        on_over: Callable[[], None],
     ) -> None:
         self._interactive, self._batch = (
             Pull(bus, names.pull_subject(model, job_class), on_job, on_over) for job_class in names.JOB_CLASSES

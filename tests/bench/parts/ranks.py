@@ -29,6 +29,7 @@ from worker.protocol import (
 from worker.stamp import Stamp
 
 SILENCE_S = 300.0
+PLAIN = {"speculate": False}  # one token a step
 LEAD_TOKENS = 400  # of a sequence, while the prompts of those that decode with it are computed
 
 

@@ -19,7 +19,7 @@ from shared.records import IntentRecord, ModelRecord, ReplicaRecord
 from tests.bench.parts import checkpoints, ranks, servers, streams
 from tests.bench.parts.context import Context
 from tests.bench.parts.figures import Figure
-from tests.bench.parts.ranks import rank_config
+from tests.bench.parts.ranks import PLAIN, rank_config
 from tests.bench.parts.servers import HOST, BenchFleet, Server
 from worker.stamp import Stamp
 
@@ -166,10 +166,10 @@ def isolation(context: Context, shape: str) -> Iterator[Figure]:
     alone, serving = [], []
     prompt_tokens, tokens = 32, 400
     with servers.fleet(context.scratch / f"isolation-{shape}") as fleet:
-        record = fleet.load(path, max_slots=STREAMS)
+        record = fleet.load(path, max_slots=STREAMS, options=PLAIN)
         server = Server("plexus", fleet.port, path.name)
         stamp = Stamp(_stamp_fd(record.pids[0]))
-        with ranks.running(rank_config(path, slots=STREAMS)) as rank:
+        with ranks.running(rank_config(path, slots=STREAMS, options=PLAIN)) as rank:
             for number in range(context.rounds + 1):
                 runs = [rank.submit(texts.ids(prompt_tokens), tokens) for _ in range(STREAMS)]
                 rank.wait_first(*runs)

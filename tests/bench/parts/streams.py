@@ -98,7 +98,7 @@ def request(host: str, model: str, messages: list[dict[str, str]], tokens: int, 
 
 
 async def stream(
-    host: str, port: int, request: bytes, timeout_s: float = 600.0, *, into: Stream | None = None
+    host: str, port: int, request: bytes, timeout_s: float = 3600.0, *, into: Stream | None = None
 ) -> Stream:
     """One request on a connection of its own. Raises RuntimeError unless it is answered with 200.
 

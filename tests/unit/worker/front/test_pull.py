@@ -1,7 +1,7 @@
 """The standing pull, against a bus that only notes what it is told."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,30 +17,30 @@ class NotedBus:
     def __init__(self) -> None:
         self.requests: list[tuple[dict[str, Any], str]] = []
         self.answers: list[tuple[str, bytes]] = []
-        self.listeners: dict[str, Callable[[Any], Awaitable[None]]] = {}
+        self.listeners: dict[str, Callable[[Any], None]] = {}
         self._inboxes = 0
 
     def new_inbox(self) -> str:
         self._inboxes += 1
         return f"inbox{self._inboxes}"
 
-    async def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
+    def send(self, subject: str, payload: bytes, *, reply: str = "") -> None:
         if subject == "pull":
             self.requests.append((json.loads(payload), reply))
         else:
             self.answers.append((subject, payload))
 
-    async def subscribe(self, subject: str, callback: Callable[[Any], Awaitable[None]]) -> Any:
-        self.listeners[subject] = callback
+    async def listen(self, subject: str, listener: Callable[[Any], None]) -> Any:
+        self.listeners[subject] = listener
 
         async def unsubscribe() -> None:
             del self.listeners[subject]
 
         return SimpleNamespace(unsubscribe=unsubscribe)
 
-    async def deliver(self, inbox: str, status: str = "", data: bytes = b"job") -> None:
+    def deliver(self, inbox: str, status: str = "", data: bytes = b"job") -> None:
         headers = {"Status": status} if status else None
-        await self.listeners[inbox](SimpleNamespace(headers=headers, data=data, reply="ack"))
+        self.listeners[inbox](SimpleNamespace(headers=headers, data=data, reply="ack"))
 
 
 class Fixture:
@@ -50,10 +50,10 @@ class Fixture:
         self.overs = 0
         self.pull = Pull(self.bus, "pull", self._on_job, self._on_over, clock=lambda: self.now)
 
-    async def _on_job(self, message: Any) -> None:
+    def _on_job(self, message: Any) -> None:
         self.jobs.append(message.data)
 
-    async def _on_over(self) -> None:
+    def _on_over(self) -> None:
         self.overs += 1
 
 
@@ -69,7 +69,7 @@ async def test_one_request_stands_and_a_job_ends_it() -> None:
         "group": "g",
         "priority": 3,
     }
-    await f.bus.deliver(inbox)
+    f.bus.deliver(inbox)
     assert f.jobs == [b"job"] and f.overs == 0  # the next request is the caller's affair
     await f.pull.offer(4, 3)
     assert len(f.bus.requests) == 2 and f.bus.requests[1][1] == inbox
@@ -96,7 +96,7 @@ async def test_heartbeats_keep_it_alive_and_silence_takes_a_new_inbox() -> None:
     f = Fixture()
     await f.pull.offer(1, 0)
     f.now = SILENCE_S
-    await f.bus.deliver("inbox1", "100")
+    f.bus.deliver("inbox1", "100")
     f.now = 2 * SILENCE_S
     await f.pull.offer(1, 0)
     assert len(f.bus.requests) == 1 and f.overs == 0
@@ -108,7 +108,7 @@ async def test_heartbeats_keep_it_alive_and_silence_takes_a_new_inbox() -> None:
 async def test_an_expired_request_is_renewed_at_once() -> None:
     f = Fixture()
     await f.pull.offer(1, 0)
-    await f.bus.deliver("inbox1", "408")
+    f.bus.deliver("inbox1", "408")
     await f.pull.offer(1, 0)
     assert f.overs == 1 and len(f.bus.requests) == 2
 
@@ -118,7 +118,7 @@ async def test_without_a_consumer_it_asks_again_after_growing_pauses() -> None:
     for pause_s in (*PAUSES_S, PAUSES_S[-1]):
         await f.pull.offer(1, 0)
         before = len(f.bus.requests)
-        await f.bus.deliver("inbox1", "503")
+        f.bus.deliver("inbox1", "503")
         f.now += pause_s - 0.001
         await f.pull.offer(1, 0)
         assert len(f.bus.requests) == before
@@ -130,7 +130,7 @@ async def test_without_a_consumer_it_asks_again_after_growing_pauses() -> None:
 async def test_a_refused_group_is_left_out() -> None:
     f = Fixture()
     await f.pull.offer(1, 0)
-    await f.bus.deliver("inbox1", "400")
+    f.bus.deliver("inbox1", "400")
     f.now = PAUSES_S[0] + 0.01
     await f.pull.offer(1, 0)
     assert "group" not in f.bus.requests[1][0] and "priority" not in f.bus.requests[1][0]
@@ -142,7 +142,7 @@ async def test_paused_it_hears_nothing_and_a_late_job_goes_back() -> None:
     listener = f.bus.listeners["inbox1"]
     await f.pull.pause()
     assert f.bus.listeners == {}
-    await listener(SimpleNamespace(headers=None, data=b"late", reply="ack"))
+    listener(SimpleNamespace(headers=None, data=b"late", reply="ack"))
     assert f.jobs == [] and f.bus.answers == [("ack", b"-NAK")]
 
 
