@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from gateway import errors, turns
+from gateway.afterwards import Afterwards
 from gateway.flight import Action, AskReplay, DeleteMessage, End, Flight, Publish, SendCancel, SendConfirm
 from gateway.metrics import Metrics
 from gateway.request import InferenceRequest
@@ -46,6 +47,7 @@ class Dispatcher:
         self.suspects = Suspects()
         self.turns = Turns()
         self.clock: Callable[[], float] = time.monotonic
+        self.afterwards = Afterwards()
         self.on_end: Callable[[Flight], None] = lambda flight: None  # a job is over
         self.on_refused: Callable[[str], None] = lambda replica: None  # a replica did not answer: look after it
         self._bus = bus
@@ -79,6 +81,7 @@ class Dispatcher:
         """Send what is still to be said, and stop listening. May be called twice."""
         await self._tasks.settle(SETTLE_S)
         await self._tasks.close()
+        self.afterwards.settle()
         await self._sender.close()
         await self._flush_notes()
         for subscription in self._subscriptions:
@@ -136,7 +139,7 @@ class Dispatcher:
         for action in actions:
             if type(action) is SendConfirm:
                 self._confirms[action.replica].append((job, action.attempt))
-                self._notes.set()
+                self.afterwards(self._notes.set)
             elif type(action) is SendCancel:
                 self._cancels[action.replica].append((job, action.attempt))
                 self._notes.set()

@@ -7,13 +7,15 @@ dialect's last event or with an error event. Whatever happens, the job ends with
 
 import asyncio
 import contextlib
+import functools
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from msgspec import structs
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway import body as bodies
@@ -107,7 +109,8 @@ class Exchange:
         elif error is not None:
             self._status = error.status
             await self._refuse(error, scope, receive, send)
-        self._account(model, error, time.monotonic() - arrived)
+        account = functools.partial(self._account, model, error, time.monotonic() - arrived)
+        self._services.dispatcher.afterwards(account)
 
     async def _refuse(self, error: errors.ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         response = errors.answer(error, self._dialect.error_body(error, f"req_{self._job}"))
@@ -123,7 +126,7 @@ class Exchange:
         submit = self._services.dispatcher.submit
         self._flights.append(submit(request, self._job, model, share))
         for prompt in request.further:
-            self._flights.append(submit(replace(request, prompt=prompt), names.new_id(), model, share))
+            self._flights.append(submit(structs.replace(request, prompt=prompt), names.new_id(), model, share))
 
     def _cancel(self) -> None:
         for flight in self._flights:

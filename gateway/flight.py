@@ -15,10 +15,10 @@ counts only where it continues them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
+from msgspec import Struct
 
 from gateway.errors import ApiError, ReplicaLost, SlowClient, of_failure
 from gateway.request import Broken, Event, Finished, Opened, Waiting
@@ -52,39 +52,34 @@ NUM_CRASHES = 2  # of these make a suspect
 RECENT_S = 1.0  # a replica heard within this time is doing well
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(Struct, frozen=True):
     """Put the job into the queue under this attempt."""
 
     attempt: int
     reason: str = ""  # why it is published again
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteMessage:
+class DeleteMessage(Struct, frozen=True):
     """Take this message of an earlier attempt, or of an ended job, out of the queue."""
 
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class SendCancel:
+class SendCancel(Struct, frozen=True):
     """Tell a replica to stop working on this attempt."""
 
     replica: str
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class SendConfirm:
+class SendConfirm(Struct, frozen=True):
     """Tell a replica that everything has arrived."""
 
     replica: str
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class AskReplay:
+class AskReplay(Struct, frozen=True):
     """Ask a replica to send again what follows these positions."""
 
     replica: str
@@ -92,8 +87,7 @@ class AskReplay:
     positions: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Struct, frozen=True):
     """The flight is over; forget it."""
 
 
@@ -102,11 +96,10 @@ NOTHING: tuple[Action, ...] = ()
 _END = End()
 
 
-@dataclass(slots=True)
-class Choice:
+class Choice(Struct):
     """What was delivered of one choice."""
 
-    ids: list[int] = field(default_factory=list)
+    ids: list[int] = []
     finish: str | None = None
     seen: int = 0  # the highest position that is known to exist
     last_s: float = 0.0
@@ -341,8 +334,9 @@ class Flight:
     # --- inside ----------------------------------------------------------------------------------------------
 
     def _on_accepted(self, item: Accepted, worker: str) -> Sequence[Action]:
-        self.worker = worker
-        self.on_hold(self)
+        if self.worker != worker:
+            self.worker = worker
+            self.on_hold(self)
         self.prompt_tokens = item.prompt_tokens
         self.fingerprint = item.fingerprint
         self._emit(Opened(item.prompt_tokens, item.fingerprint), self.heard)

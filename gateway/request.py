@@ -5,16 +5,16 @@ into bytes. Tokens travel as the wire's own `Delta`, because a second object per
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from gateway.errors import ApiError
 from shared.messages import Constraint, Delta, Embedded, Prompt, Sampling, Timings, Usage
 from shared.names import JobClass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferenceRequest:
+class InferenceRequest(Struct, frozen=True, kw_only=True):
     """What a client wants, in no dialect's words.
 
     Prompts of messages have one normal form, whatever the dialect: OpenAI's chat messages, tools and calls, where a
@@ -30,7 +30,7 @@ class InferenceRequest:
     inputs: tuple[Prompt, ...] = ()  # of an embedding, in place of `prompt`
     constraint: Constraint | None = None
     job_class: JobClass = "interactive"
-    metadata: Mapping[str, str] = field(default_factory=dict)  # the client's own notes, given back where the API does
+    metadata: Mapping[str, str] = {}  # the client's own notes, given back where the API does
     notes: Any = None  # of the dialect's parser to its writers
     images: tuple[str, ...] = ()  # where the prompt's images stand in the body, in their order
     stream: bool = False
@@ -40,16 +40,14 @@ class InferenceRequest:
     ignored: tuple[str, ...] = ()  # names of parameters that were accepted and have no effect
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Struct, frozen=True):
     """A replica accepted the job. Comes again when the job moved to another one."""
 
     prompt_tokens: int
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(Struct, frozen=True):
     """Nothing to show for a while; a stream says so to keep its connection alive."""
 
     state: str
@@ -58,16 +56,14 @@ class Waiting:
     reason: str = ""  # what it waits for, in one line
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """All choices ended as they should."""
 
     usage: Usage
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(Struct, frozen=True):
     """The request ended with an error; nothing follows."""
 
     error: ApiError

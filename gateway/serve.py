@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import app, metrics
+from gateway.afterwards import Afterwards
 from gateway.catalogue import Catalogue
 from gateway.counting import Counter
 from gateway.demand import Demand
@@ -112,7 +113,7 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
                 waits=waits,
             )
             http = app.build(services, Health(gateway_id, bus, fleet, catalogue), own_version())
-            servers = [(_server(http), public), (_server(_metrics_app(counts)), private)]
+            servers = [(_server(http), public), (_server(_metrics_app(counts, dispatcher.afterwards)), private)]
             ready = {
                 "url": url,
                 "port": public.getsockname()[1],
@@ -250,8 +251,9 @@ def _record(gateway_id: str, url: str, dispatcher: Dispatcher) -> GatewayRecord:
     )
 
 
-def _metrics_app(counts: Metrics) -> ASGIApp:
+def _metrics_app(counts: Metrics, afterwards: Afterwards) -> ASGIApp:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        afterwards.settle()  # whoever has an answer finds it counted
         is_found = scope["path"] in ("/metrics", "/")
         data = counts.render() if is_found else b"metrics are at /metrics\n"
         headers = [(b"content-type", metrics.CONTENT_TYPE.encode()), (b"content-length", b"%d" % len(data))]

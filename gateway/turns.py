@@ -9,7 +9,8 @@ A job that was in the queue once, and is published again, does not wait here.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from gateway.flight import Flight
 from shared.names import JobClass
@@ -18,8 +19,7 @@ LEAST = 2  # one is on its way to a replica, the next one follows at once
 PART_OF_SLOTS = 4  # of what the model's replicas take at once, one share may have a fourth waiting
 
 
-@dataclass(slots=True)
-class _Line:
+class _Line(Struct):
     """The jobs of one share for one model and class that no replica has accepted yet."""
 
     queued: set[str] = field(default_factory=set)  # ids of those that are in the queue, or on their way there

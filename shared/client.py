@@ -138,13 +138,19 @@ class GuardedClient(Client):  # type: ignore[misc]
             return 0, 0
 
 
-def publish_command(subject: str, reply: str, payload: bytes, headers: dict[str, str] | None = None) -> bytes:
-    """A message as the server reads it; subjects must be checked before. Raises ValueError for broken headers."""
+def header_block(headers: dict[str, str] | None) -> bytes:
+    """Headers as the server reads them, which count as part of a message. Raises ValueError for a line break in one."""
     if not headers:
-        return b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload)
+        return b""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers):
         raise ValueError(f"a header holds a line break: {headers!r}")
-    head = _HEADER_LINE + lines.encode() + b"\r\n"
+    return _HEADER_LINE + lines.encode() + b"\r\n"
+
+
+def publish_command(subject: str, reply: str, payload: bytes, head: bytes = b"") -> bytes:
+    """A message as the server reads it, `head` of `header_block`; subjects must be checked before."""
+    if not head:
+        return b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload)
     size = len(head) + len(payload)
     return b"HPUB %s %s %d %d\r\n%s%s\r\n" % (subject.encode(), reply.encode(), len(head), size, head, payload)

@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 
 from shared import log as logs
 from shared import names
-from shared.client import GuardedClient, publish_command
+from shared.client import GuardedClient, header_block, publish_command
 from shared.errors import (
     BadSubject,
     BusTimeout,
@@ -220,7 +220,7 @@ class Connection:
         if self._client.has_room:
             self.send(subject, payload, reply=reply, headers=headers)
             return
-        self._check(subject, payload, reply, headers)
+        self._check(subject, reply, len(header_block(headers)) + len(payload))
         task = asyncio.current_task()
         num_cancels = task.cancelling() if task is not None else 0
         try:
@@ -239,14 +239,14 @@ class Connection:
 
         Raises PayloadTooLarge, BadSubject, and BusUnavailable when what waits to be sent fills its buffer.
         """
-        self._check(subject, payload, reply, headers)
+        head = header_block(headers)
+        self._check(subject, reply, len(head) + len(payload))
         try:
-            self._client.send(publish_command(subject, reply, payload, headers))
+            self._client.send(publish_command(subject, reply, payload, head))
         except nats.errors.OutboundBufferLimitError as error:
             raise BusUnavailable(f"{OUTBOUND_BYTES} bytes already wait to be sent") from error
 
-    def _check(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
-        size = len(payload) + (_header_bytes(headers) if headers else 0)
+    def _check(self, subject: str, reply: str, size: int) -> None:
         if size > self._client.max_payload:
             # The server answers an oversized message with an error on which the library closes for good.
             raise PayloadTooLarge(size, self.max_payload)
@@ -433,7 +433,3 @@ class Connection:
 def _settle(future: _Future, lost: _Lost) -> None:
     if not future.done():
         future.set_result(lost)
-
-
-def _header_bytes(headers: dict[str, str]) -> int:
-    return 12 + sum(len(key) + len(value.encode()) + 4 for key, value in headers.items())

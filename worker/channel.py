@@ -16,6 +16,7 @@ from typing import cast
 _LENGTH = struct.Struct("<I")
 MAX_FRAME = 256 << 20  # a 64k-token prompt is 0.5 MB; anything near this is a fault
 _BUFFER = 4 << 20
+_READ = 256 << 10  # bytes taken at a time
 
 
 class ChannelClosed(Exception):
@@ -59,6 +60,7 @@ class Channel:
         self._sock = sock
         self._sock.setblocking(True)
         self._buffer = bytearray()
+        self._incoming = memoryview(bytearray(_READ))  # made once: that much new memory costs more than reading
 
     @classmethod
     def from_fd(cls, fd: int) -> "Channel":
@@ -78,14 +80,14 @@ class Channel:
         wait = 0.0 if frames else timeout_s
         while select.select([self._sock], [], [], wait)[0]:
             try:
-                data = self._sock.recv(1 << 20)
+                size = self._sock.recv_into(self._incoming)
             except ConnectionError as error:
                 raise ChannelClosed from error
-            if not data:
+            if not size:
                 if frames:
                     break  # the last words first; the next call tells the end
                 raise ChannelClosed
-            self._buffer += data
+            self._buffer += self._incoming[:size]
             frames += _cut(self._buffer)
             wait = 0.0 if frames else None  # part of a frame is here: the rest follows
         return frames

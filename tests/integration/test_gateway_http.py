@@ -298,6 +298,7 @@ async def test_one_log_line_for_each_outcome(
         await gateway.ask(max_tokens=4)
         await gateway.ask(model="nope")
         await gateway.http.post("/v1/chat/completions", content=b"{", headers=JSON)
+        await eventually(lambda: len([record for record in caplog.records if record.msg == "request"]) == 3)
     lines: list[dict[str, Any]] = [record.__dict__["fields"] for record in caplog.records if record.msg == "request"]
     assert [(line["status"], line["outcome"]) for line in lines] == [
         (200, "ok"),

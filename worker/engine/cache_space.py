@@ -9,7 +9,7 @@ nobody uses, until its room is needed.
 The last block found may be shared in part: it is copied, and written on behind the shared tokens.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from worker.engine.block_table import BlockTable
 from worker.engine.blocks import BlockPool
@@ -22,16 +22,14 @@ from worker.engine.sequence import Sequence
 _SHARED_SHARE = 8  # fewer common tokens than an eighth of a block are not worth copying it
 
 
-@dataclass(frozen=True, slots=True)
-class WindowCap:
+class WindowCap(Struct, frozen=True):
     """Layers with a sliding window have a pool of their own: tokens that a query sees, and blocks."""
 
     window: int
     num_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(Struct, frozen=True):
     """A beginning that is known: so many full blocks, and a last one that is shared in part."""
 
     num_blocks: int
@@ -150,7 +148,9 @@ class CacheSpace:
         return stop
 
     def _note_room(self, sequence: Sequence) -> None:
-        sequence.room = min(sequence.table.num_tokens, sequence.window_table.num_tokens)
+        sequence.room = sequence.table.num_tokens
+        if self._window:
+            sequence.room = min(sequence.room, sequence.window_table.num_tokens)
 
     def commit(self, sequence: Sequence, num_computed: int) -> None:
         """The sequence's first `num_computed` tokens are in the cache: its full blocks can be shared from now on."""
@@ -265,8 +265,7 @@ class CacheSpace:
         shelf.host.hold(())
 
 
-@dataclass(frozen=True, slots=True)
-class _Need:
+class _Need(Struct, frozen=True):
     """What a sequence takes of one kind of layers when it is admitted."""
 
     first: int  # block of its table

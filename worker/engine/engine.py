@@ -156,10 +156,13 @@ class Engine:
         A key that is running already ends that job too: its two owners cannot be told apart.
         """
         refused = refusal(job, self._limits)
-        if not refused and (self._scheduler.has_job(job.key) or any(job.key == one.job.key for one in self._opening)):
+        num_waiting, is_known = self._scheduler.num_waiting, self._scheduler.has_job(job.key)
+        for one in self._opening:
+            num_waiting += len(one.job.choices)
+            is_known = is_known or one.job.key == job.key
+        if not refused and is_known:
             refused = Refused(job.key, "invalid_request", "A job of this key was running already; both have ended.")
-        num_opening = sum(len(one.job.choices) for one in self._opening)
-        if not refused and self._scheduler.num_waiting + num_opening + len(job.choices) > self._max_waiting:
+        if not refused and num_waiting + len(job.choices) > self._max_waiting:
             refused = Refused(job.key, "capacity", f"More than {self._max_waiting} sequences would be waiting.")
         if refused:
             self._refuse(refused)

@@ -26,10 +26,7 @@ class Line:
         self._last_turn: dict[str, int] = {}
         self._num_turns = 0
         self._num_passed = 0  # interactive ones that went while batch jobs waited
-        self._num_waiting = 0
-
-    def __len__(self) -> int:
-        return self._num_waiting
+        self.num_waiting = 0  # sequences
 
     def enter(self, sequence: Sequence) -> None:
         """A new sequence: it waits."""
@@ -51,7 +48,7 @@ class Line:
         """The sequence waits, for the first time or again."""
         line = self._waiting.setdefault((sequence.is_batch, sequence.owner), [])
         insort(line, sequence, key=lambda other: other.arrival)
-        self._num_waiting += 1
+        self.num_waiting += 1
 
     def remove(self, sequence: Sequence) -> None:
         """The sequence waits no longer."""
@@ -59,7 +56,7 @@ class Line:
         self._waiting[key].remove(sequence)
         if not self._waiting[key]:
             del self._waiting[key]
-        self._num_waiting -= 1
+        self.num_waiting -= 1
 
     def candidates(self) -> Iterator[Sequence]:
         """Those who wait, whose turn it is first. Do not change the line meanwhile."""

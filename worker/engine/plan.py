@@ -1,7 +1,8 @@
 """One step of the engine: which tokens of which sequences are computed, and what came of it."""
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from msgspec import Struct
 
 from worker.engine.sequence import Ahead, Sequence, Turn
 from worker.protocol import ChoiceLogprob
@@ -32,8 +33,7 @@ class Row(NamedTuple):
         return self.stop - len(self.drafts) == len(self.sequence.ids)
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(Struct, frozen=True):
     """Move a block's keys and values, of all layers with a full cache or of all with a capped window.
 
     copy: from device block to device block. spill: from device block to place in host memory. load: back.
@@ -45,8 +45,7 @@ class Transfer:
     target: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(Struct, frozen=True):
     """The rows of one step: decode rows first, then prefill chunks. A sequence has at most one.
 
     The transfers are due before, one after the other, and only once.
@@ -97,8 +96,7 @@ class StepPlan:
         return turns
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(Struct, frozen=True):
     """The token chosen at one kept position, with log probabilities if its job asked for them."""
 
     id: int

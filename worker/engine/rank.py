@@ -9,6 +9,7 @@ ignored: the front decides.
 
 import argparse
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -87,6 +88,7 @@ def _run(channel: Channel, stamp: Stamp, *, is_warm: bool) -> None:
     group = _start_group(config, channel) if config.followers else None
     engine, ready = _load(config, channel, stamp, started, group)
     channel.send(encode(ready))
+    gc.freeze()  # what is loaded by now lives as long as the process
     _serve(engine, channel, frames)
 
 

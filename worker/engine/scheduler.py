@@ -58,7 +58,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences without."""
-        return len(self._line)
+        return self._line.num_waiting
 
     def has_job(self, key: str) -> bool:
         """Whether any choice of the job is waiting or running."""
@@ -102,8 +102,7 @@ class Scheduler:
             if sequence.is_running and sequence.num_left == 1:
                 self._grow(sequence)
         # 2. Waiting sequences join while there are slots and blocks, in the place of batch jobs if need be.
-        if len(self._line):
-            self._admit_waiting()
+        self._admit_waiting()
         # 3. Prefill gets what is left of the budget, as far as it does not slow the others down too much.
         decoding: list[Sequence] = []
         prefilling: list[Sequence] = []
@@ -165,7 +164,7 @@ class Scheduler:
                 yield Row(sequence, start, stop)
 
     def _admit_waiting(self) -> None:
-        while True:
+        while self._line.num_waiting:
             sequence = next((each for each in self._line.candidates() if not self._is_held(each)), None)
             # Strictly in turn: a small one behind must not keep a large one waiting for ever.
             if sequence is None or not self._admit(sequence):
@@ -192,8 +191,8 @@ class Scheduler:
         if sequence.num_cached is None:
             sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
             sequence.num_charged = sequence.num_computed  # what was found costs nothing
-        if sequence.num_left == 1:  # all but its last token was found: it decodes at once
-            self._space.grow(sequence, len(sequence.ids))
+        if sequence.num_left == 1 and sequence.room < len(sequence.ids):
+            self._space.grow(sequence, len(sequence.ids))  # all but its last token was found: it decodes at once
         self._line.take(sequence)
         sequence.is_running = True
         insort(self._running, sequence, key=lambda other: other.order)

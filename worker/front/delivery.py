@@ -1,13 +1,12 @@
 """What the reply subject of a JetStream message says of its delivery."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 _PLAIN_TOKENS = 9  # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
 _DOMAIN_TOKENS = 11  # with <domain>.<account> after ACK, and on some servers one more token at the end
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(Struct, frozen=True):
     """One delivery of a job."""
 
     ack: str  # the subject that takes the answer

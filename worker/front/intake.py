@@ -168,6 +168,7 @@ class Intake:
             resolved = resolve(run.job, ids[0], ready.limits, grammar, images)  # 6
             self._table.accept(run, resolved, ready.fingerprint, self._clock(), fx)  # 7
         self._apply(fx)
+        self._table.prepare(run)  # while the rank computes
 
     def _refuse(self, run: Run, error: Exception) -> None:
         """What went wrong before it ran, as its client shall read it."""
@@ -280,7 +281,7 @@ class Intake:
         return "" if constrained is None else await asyncio.wrap_future(constrained)
 
     def _fail(self, run: Run, error: Unservable) -> None:
-        if not _is_taken(run):
+        if not run.is_active:
             return
         fx = Effects()
         now, length = self._clock(), {"tokens": error.tokens, "limit": error.limit}

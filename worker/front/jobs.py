@@ -145,24 +145,13 @@ class JobTable:
         run.job = msgspec.structs.replace(run.job, attempt=claimed.attempt, resume=claimed.resume)
 
     def accept(self, run: Run, resolved: Resolved, fingerprint: str, now: float, fx: Effects) -> None:
-        """The job is sound: tell its owner, and run what is left of it."""
+        """The job is sound: tell its owner, and run what is left of it. Call `prepare` once the rank has it."""
         job, sample = run.job, resolved.sample
         run.accepted = Accepted(job.id, job.attempt, len(resolved.prompt), fingerprint)
         fx.emit(job.reply, run.accepted)
-        stop_ids = frozenset(sample.stop_ids)
-        wanted = []
-        for index, resume in enumerate(resolved.resume):
-            stream = self._texts.stream(job.prompt, stop=job.sampling.stop, prompt_ids=resolved.prompt)
-            choice = ChoiceRun(job.id, job.attempt, index, stream, self._texts.token_text, stop_ids)
-            run.choices.append(choice)
-            if resume.ids or resume.finish is not None:
-                delta = choice.resume(resume.ids, resume.finish, sample.max_tokens)
-                if delta is not None:
-                    fx.emit(job.reply, delta)
-            if choice.finish is None:
-                wanted.append(Choice(index, resume.ids))
+        run.resolved = resolved
+        wanted = self._resume(run, resolved, fx) if job.resume else [Choice(index) for index in range(job.sampling.n)]
         run.unfinished = len(wanted)
-        run.forget_prompt()
         run.state = "running"
         if not wanted:
             self._finish(run, now, fx)
@@ -184,6 +173,30 @@ class JobTable:
                 owner=job.share or job.owner or "",
             )
         )
+
+    def prepare(self, run: Run) -> None:
+        """Make ready for its output. Apart from `accept`, so that the rank can begin meanwhile."""
+        job, resolved, run.resolved = run.job, run.resolved, None
+        if resolved is None:
+            return
+        stop_ids = frozenset(resolved.sample.stop_ids)
+        for index in range(job.sampling.n):
+            stream = self._texts.stream(job.prompt, stop=job.sampling.stop, prompt_ids=resolved.prompt)
+            run.choices.append(ChoiceRun(job.id, job.attempt, index, stream, self._texts.token_text, stop_ids))
+        run.forget_prompt()
+
+    def _resume(self, run: Run, resolved: Resolved, fx: Effects) -> list[Choice]:
+        """Take what an earlier attempt delivered as given, and return the choices that it did not end."""
+        self.prepare(run)
+        wanted = []
+        for choice, resume in zip(run.choices, resolved.resume, strict=True):
+            if resume.ids or resume.finish is not None:
+                delta = choice.resume(resume.ids, resume.finish, resolved.sample.max_tokens)
+                if delta is not None:
+                    fx.emit(run.job.reply, delta)
+            if choice.finish is None:
+                wanted.append(Choice(choice.index, resume.ids))
+        return wanted
 
     def accept_inputs(self, run: Run, inputs: Inputs, fingerprint: str, now: float, fx: Effects) -> None:
         """As `accept`, for an embedding."""
@@ -281,6 +294,8 @@ class JobTable:
         if run.job.task == "embed":
             self._on_vector(run, output, now, fx)
             return
+        if run.resolved is not None:
+            self.prepare(run)
         if not 0 <= output.choice < len(run.choices):
             raise RankFault(f"{output.key} has no choice {output.choice}")
         choice = run.choices[output.choice]

@@ -1,10 +1,10 @@
 """From a job to what the rank runs: every limit checked, every default resolved. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from shared.messages import Job, ResumeChoice, Sampling
 from worker.front.errors import Unservable
@@ -19,8 +19,7 @@ MAX_REPETITION_PENALTY = 10.0
 _DEFAULTABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """What this replica can do, once its rank is ready."""
 
     context_limit: int  # tokens of one sequence, prompt and completion together
@@ -29,15 +28,14 @@ class Limits:
     defaults: Mapping[str, Any]  # of `defaults`
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(Struct, frozen=True):
     """A job that can run."""
 
     prompt: list[int]
     sample: Sample
     resume: list[ResumeChoice]  # one per choice
     grammar: str = ""  # that every choice is held to
-    images: list[Image] = field(default_factory=list)
+    images: list[Image] = []
 
 
 def defaults(catalogue: Mapping[str, Any], generation: GenerationDefaults) -> dict[str, Any]:
@@ -61,25 +59,30 @@ def defaults(catalogue: Mapping[str, Any], generation: GenerationDefaults) -> di
 
 def check(sampling: Sampling, *, vocab_size: int) -> None:
     """Raises Unservable naming the first parameter outside its range."""
-    _within("n", sampling.n, 1, MAX_CHOICES)
-    _at_least("max_tokens", sampling.max_tokens, 1)
-    _within("temperature", sampling.temperature, 0, 2)
-    _within("top_p", sampling.top_p, 0, 1)
-    _at_least("top_k", sampling.top_k, -1)
-    _within("min_p", sampling.min_p, 0, 1)
-    _within("repetition_penalty", sampling.repetition_penalty, 0, MAX_REPETITION_PENALTY)
+    for name, low, high, value in (
+        ("n", 1, MAX_CHOICES, sampling.n),
+        ("max_tokens", 1, None, sampling.max_tokens),
+        ("temperature", 0, 2, sampling.temperature),
+        ("top_p", 0, 1, sampling.top_p),
+        ("top_k", -1, None, sampling.top_k),
+        ("min_p", 0, 1, sampling.min_p),
+        ("repetition_penalty", 0, MAX_REPETITION_PENALTY, sampling.repetition_penalty),
+        ("presence_penalty", -2, 2, sampling.presence_penalty),
+        ("frequency_penalty", -2, 2, sampling.frequency_penalty),
+        ("logprobs", 0, MAX_LOGPROBS, sampling.logprobs),
+        ("thinking_budget", 1, None, sampling.thinking_budget),
+        *(("logit_bias", -100, 100, bias) for bias in sampling.logit_bias.values()),
+    ):
+        # Written so that a number that is none of them is refused too.
+        if value is not None and not (value >= low and (high is None or value <= high)):
+            rule = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise Unservable("invalid_request", f"{name} must be {rule}, not {value}.", name)
     if sampling.repetition_penalty == 0:
         raise Unservable("invalid_request", "repetition_penalty must be above 0.", "repetition_penalty")
-    _within("presence_penalty", sampling.presence_penalty, -2, 2)
-    _within("frequency_penalty", sampling.frequency_penalty, -2, 2)
-    _within("logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
-    _at_least("thinking_budget", sampling.thinking_budget, 1)
     if len(sampling.stop) > MAX_STOP_STRINGS or not all(sampling.stop):
         raise Unservable("invalid_request", f"stop takes up to {MAX_STOP_STRINGS} strings, none empty.", "stop")
     _token_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)
     _token_ids("logit_bias", sampling.logit_bias, vocab_size)
-    for bias in sampling.logit_bias.values():
-        _within("logit_bias", bias, -100, 100)
 
 
 def resolve(
@@ -125,35 +128,24 @@ def reserve(sampling: Sampling, limit: int) -> int:
 
 
 def _sample(sampling: Sampling, limits: Limits, room: int) -> Sample:
-    def chosen(name: str) -> Any:
-        explicit = getattr(sampling, name)
-        return limits.defaults[name] if explicit is None else explicit
-
-    max_tokens = chosen("max_tokens")
+    defaults = limits.defaults
+    max_tokens = defaults["max_tokens"] if sampling.max_tokens is None else sampling.max_tokens
+    top_k = defaults["top_k"] if sampling.top_k is None else sampling.top_k
+    repetition = sampling.repetition_penalty
     return Sample(
         seed=sampling.seed,
         max_tokens=room if max_tokens is None else min(max_tokens, room),
-        temperature=chosen("temperature"),
-        top_p=chosen("top_p"),
-        top_k=max(chosen("top_k"), 0),
-        min_p=chosen("min_p"),
-        repetition_penalty=chosen("repetition_penalty"),
+        temperature=defaults["temperature"] if sampling.temperature is None else sampling.temperature,
+        top_p=defaults["top_p"] if sampling.top_p is None else sampling.top_p,
+        top_k=max(top_k, 0),
+        min_p=defaults["min_p"] if sampling.min_p is None else sampling.min_p,
+        repetition_penalty=defaults["repetition_penalty"] if repetition is None else repetition,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=sampling.logit_bias,
         stop_ids=[*(() if sampling.ignore_eos else limits.eos_ids), *sampling.stop_token_ids],
         logprobs=sampling.logprobs,
     )
-
-
-def _within(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
-        raise Unservable("invalid_request", f"{name} must be between {low} and {high}, not {value}.", name)
-
-
-def _at_least(name: str, value: float | None, low: float) -> None:
-    if value is not None and value < low:
-        raise Unservable("invalid_request", f"{name} must be at least {low}, not {value}.", name)
 
 
 def _token_ids(name: str, ids: Any, vocab_size: int) -> None:

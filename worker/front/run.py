@@ -14,6 +14,7 @@ import msgspec
 
 from shared.messages import Accepted, Done, Failed, Job, Prompt, Timings, Usage
 from worker.front.choice import ChoiceRun
+from worker.front.request import Resolved
 
 RunState = Literal["taken", "running", "finished", "closed"]
 _BASE_BYTES = 2000  # what a kept run costs besides its transcripts
@@ -30,6 +31,7 @@ class Run:
         self.answer = b""  # what it was answered with
         self.accepted: Accepted | None = None
         self.verdict: Done | Failed | None = None
+        self.resolved: Resolved | None = None  # until its choices are prepared
         self.choices: list[ChoiceRun] = []
         self.unfinished = job.sampling.n  # choices, or inputs of an embedding
         self.vectors: dict[int, bytes] = {}  # of an embedding, by input

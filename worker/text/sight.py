@@ -1,7 +1,8 @@
 """From a rendered prompt with marks for its images to token ids with room for them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from shared.messages import Prompt
 from worker.models.image_layout import Layout, TooLopsided
@@ -11,8 +12,7 @@ from worker.text.errors import PromptError
 from worker.text.images import Picture, PictureReader
 
 
-@dataclass(frozen=True, slots=True)
-class PromptImage:
+class PromptImage(Struct, frozen=True):
     """An image in a prompt: its file, the name of its contents, rows and columns of tokens, and where these are.
 
     `runs` are (first position, how many), in order.
@@ -24,12 +24,11 @@ class PromptImage:
     runs: list[tuple[int, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Struct, frozen=True):
     """A prompt as the model gets it."""
 
     ids: list[int]
-    images: list[PromptImage] = field(default_factory=list)
+    images: list[PromptImage] = []
 
 
 class Sight:
