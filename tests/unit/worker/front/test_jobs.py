@@ -49,6 +49,7 @@ class Table(JobTable):
         run = self.take(job, ack, now, fx)
         assert run is not None
         self.accept(run, resolve(job, ids("hi"), LIMITS), "print", now, fx)
+        self.prepare(run)
         return run, fx
 
     def step(self, *outputs: Output, now: float = 1.0, **fields: Any) -> Effects:
