@@ -170,42 +170,48 @@ class Dispatcher:
                 attempt=action.attempt,
                 tokens=flight.num_tokens,
             )
-        job = posted = None
+        message = posted = None
         if (
             not flight.is_suspect
             and self._bus.is_connected
             and self._bus.is_ensured(flight.model, flight.job.job_class)
         ):
-            job = self._job(flight)
+            message = self._message(flight)
             with contextlib.suppress(BusError):  # the task meets it again, and knows what to do
-                posted = self._bus.post(*self._addressed(flight, job))
-        self._tasks.spawn(self._enqueue(flight, action.attempt, job, posted), "dispatch.publish")
+                posted = self._bus.post(*message, self._ttl_s(flight))
+        self._tasks.spawn(self._enqueue(flight, action.attempt, message, posted), "dispatch.publish")
 
-    def _job(self, flight: Flight) -> Job:
-        """The job of its current attempt. The time before its first turn counts as time in the queue."""
+    def _message(self, flight: Flight) -> tuple[str, bytes, str]:
+        """Subject, payload and message id of the job at its current attempt.
+
+        The time before its first turn counts as time in the queue.
+        """
         held_s = self.clock() - flight.started if flight.attempt == 1 else 0.0
         job = flight.job_to_publish(time.time() - held_s)
-        return msgspec.structs.replace(job, held_s=round(held_s, 3)) if held_s > HELD_S else job
+        if held_s > HELD_S:
+            job = msgspec.structs.replace(job, held_s=round(held_s, 3))
+        return names.job_subject(job.model, job.job_class), encode(job), f"{job.id}.{job.attempt}"
 
-    def _addressed(self, flight: Flight, job: Job) -> tuple[str, bytes, str, float]:
-        """Subject, payload, message id and lifetime of a job in the queue."""
-        ttl_s = max(1.0, flight.deadline - self.clock())
-        return names.job_subject(job.model, job.job_class), encode(job), f"{job.id}.{job.attempt}", ttl_s
+    def _ttl_s(self, flight: Flight) -> float:
+        """How long its message may stay in the queue."""
+        return max(1.0, flight.deadline - self.clock())
 
-    async def _enqueue(self, flight: Flight, attempt: int, job: Job | None, posted: Answer | None) -> None:
+    async def _enqueue(
+        self, flight: Flight, attempt: int, message: tuple[str, bytes, str] | None, posted: Answer | None
+    ) -> None:
         """The first attempt fails soon, as nobody has seen anything of it; later ones are tried to the deadline.
 
-        `posted`: `job` is on its way already.
+        `posted`: `message` is on its way already.
         """
         if flight.is_suspect and not await self._wait_for_turn(flight, attempt):
             return
-        job = job or self._job(flight)
+        message = message or self._message(flight)
         patience = flight.deadline if attempt > 1 else self.clock() + PUBLISH_S
         while flight.attempt == attempt and not flight.is_over:
             try:
-                await self._bus.ensure_consumer(job.model, job.job_class)
+                await self._bus.ensure_consumer(flight.model, flight.job.job_class)
                 answer, posted = posted, None
-                seq = await self._bus.enqueue(*self._addressed(flight, job), posted=answer)
+                seq = await self._bus.enqueue(*message, self._ttl_s(flight), posted=answer)
             except PayloadTooLarge as error:
                 problem: errors.ApiError = errors.JobTooLarge(error.size, error.limit)
                 patience = 0.0
@@ -213,10 +219,10 @@ class Dispatcher:
                 problem = errors.InvalidRequest("The model's id is too long for the bus.", param="model")
                 patience = 0.0
             except QueueFull:
-                problem = errors.QueueFull(job.model)
+                problem = errors.QueueFull(flight.model)
                 patience = patience if attempt > 1 else 0.0
             except BusError as error:
-                log.warning("job.unpublished", job=job.id, model=job.model, attempt=attempt, error=str(error))
+                log.warning("job.unpublished", job=flight.id, model=flight.model, attempt=attempt, error=str(error))
                 problem = errors.Unavailable("The queue cannot be reached at the moment; retry in 5 s.")
             else:
                 self.perform(flight.id, flight.on_published(attempt, seq, self.clock()))

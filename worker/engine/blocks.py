@@ -42,7 +42,8 @@ class BlockPool:
 
     def can_allocate(self, count: int, *, beside: Sequence[int] = ()) -> bool:
         """Whether `count` blocks could be allocated once the blocks `beside` are shared."""
-        return count <= self.num_free - sum(self._index.is_idle(block) for block in beside)
+        shared = sum([self._index.is_idle(block) for block in beside]) if beside else 0
+        return count <= self.num_free - shared
 
     def share(self, blocks: Sequence[int]) -> None:
         """One more reference to each of these used or idle blocks."""
@@ -59,11 +60,11 @@ class BlockPool:
         Raises:
             OutOfBlocks: fewer are free; nothing was taken.
         """
-        if count > self.num_free:
-            raise OutOfBlocks(count, self.num_free)
         if not count:
             return []
         if count > self._free.num_free:
+            if count > self.num_free:
+                raise OutOfBlocks(count, self.num_free)
             lot = max(count - self._free.num_free, min(self.num_blocks // _EVICTION_SHARE, _MAX_EVICTED))
             for _ in range(min(lot, self._index.num_idle)):
                 name, block = self._index.evict()

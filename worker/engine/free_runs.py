@@ -39,9 +39,10 @@ class FreeRuns:
             if after is not None and after + 1 in self._length:
                 first, offset = after + 1, 0
             else:
-                while self._num_open < self._num_blocks and self._longest_length() < max(2 * wanted, _SHORT_GAP):
-                    self._open(2 * wanted)
                 first = self._find_longest()
+                while self._num_open < self._num_blocks and self._length.get(first, 0) < max(2 * wanted, _SHORT_GAP):
+                    self._open(2 * wanted)
+                    first = self._find_longest()
                 offset = max(0, self._length[first] - wanted) // 2 if first else 0
             length = self._drop(first)
             got = min(wanted, length - offset)
@@ -96,12 +97,11 @@ class FreeRuns:
         del self._first[first + length - 1]
         return length
 
-    def _longest_length(self) -> int:
-        return self._length[self._find_longest()] if self._length else 0
-
     def _find_longest(self) -> int:
-        while True:
+        """The first block of the longest run; -1: there is none."""
+        while self._longest:
             length, first = self._longest[0]
             if self._length.get(first) == -length:
                 return first
             heapq.heappop(self._longest)
+        return -1

@@ -60,6 +60,10 @@ class Line:
 
     def candidates(self) -> Iterator[Sequence]:
         """Those who wait, whose turn it is first. Do not change the line meanwhile."""
+        if len(self._waiting) == 1:
+            for line in self._waiting.values():
+                yield from line
+            return
         is_batch_turn = self._num_passed >= _BATCH_TURN
         for is_batch in (True, False) if is_batch_turn else (False, True):
             lines = [(owner, line) for (of_batch, owner), line in self._waiting.items() if of_batch == is_batch]
@@ -75,7 +79,7 @@ class Line:
         if sequence.is_batch:
             sequence.is_batch = self._num_passed < _BATCH_TURN
             self._num_passed = 0
-        elif any(is_batch for is_batch, _ in self._waiting):
+        elif self._waiting and any(is_batch for is_batch, _ in self._waiting):
             self._num_passed += 1
 
     def charge(self, sequence: Sequence, num_tokens: int) -> None:

@@ -178,13 +178,12 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Let it run; False if there is no room, even in the place of batch jobs."""
         while True:
-            state = sequence, self._space.num_free, len(self._running)
-            if len(self._running) < self._slots and state != self._blocked:
+            if len(self._running) < self._slots and not self._is_blocked(sequence):
                 # One block for each running sequence is left over: else the next few tokens would preempt what is
                 # admitted now.
                 if self._space.admit(sequence, spare=len(self._running)):
                     break
-                self._blocked = state
+                self._blocked = sequence, self._space.num_free, len(self._running)
             if sequence.is_batch or not self._running or not self._running[-1].is_batch:
                 return False
             self._preempt(self._running[-1])
@@ -197,6 +196,10 @@ class Scheduler:
         sequence.is_running = True
         insort(self._running, sequence, key=lambda other: other.order)
         return True
+
+    def _is_blocked(self, sequence: Sequence) -> bool:
+        """Whether there was no room for it, and nothing has changed since."""
+        return self._blocked is not None and self._blocked == (sequence, self._space.num_free, len(self._running))
 
     def _grow(self, sequence: Sequence) -> None:
         """Make room for the sequence's next token, at the cost of the last in order, which may be itself."""
