@@ -3,6 +3,7 @@
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 _MAX_SEEN = 32  # followers looked at, the newest first; a system prompt's last block may have thousands
@@ -43,18 +44,28 @@ class Branches:
 
     def find(self, parent: bytes, ids: Sequence[int]) -> Shared | None:
         """The known block behind `parent` that begins with most of these tokens; None: none shares the first."""
-        best: Shared | None = None
-        for _, (name, tokens) in zip(range(_MAX_SEEN), reversed(self._followers.get(parent, {}).items()), strict=False):
-            common = _common(tokens, ids)
-            if common > (best.num_tokens if best else 0):
-                best = Shared(name, common)
+        followers = self._followers.get(parent)
+        if not followers or not ids:
+            return None
+        best, most, wanted = None, 0, array("q", ids)
+        for name, tokens in islice(reversed(followers.items()), _MAX_SEEN):
+            if tokens[: most + 1] == wanted[: most + 1]:  # else it shares no more than the best
+                most = _common(tokens, wanted)
+                best = Shared(name, most)
+                if most == len(wanted):
+                    break
         return best
 
 
-def _common(tokens: Sequence[int], ids: Sequence[int]) -> int:
-    count = 0
-    for token, wanted in zip(tokens, ids, strict=False):
-        if token != wanted:
-            break
-        count += 1
-    return count
+def _common(tokens: "array[int]", wanted: "array[int]") -> int:
+    """How many first tokens are the same. Whole stretches are compared: a block may have hundreds."""
+    same, stop = 0, min(len(tokens), len(wanted))
+    if tokens[:stop] == wanted[:stop]:
+        return stop
+    while stop - same > 1:  # the first `same` are the same, the first `stop` are not
+        middle = (same + stop) // 2
+        if tokens[same:middle] == wanted[same:middle]:
+            same = middle
+        else:
+            stop = middle
+    return same
