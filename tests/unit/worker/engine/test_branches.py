@@ -32,7 +32,7 @@ def test_the_first_difference_is_found_wherever_it_is(place: int, length: int) -
     branches = Branches()
     tokens = list(range(length))
     branches.add(b"", b"n", tokens)
-    wanted = tokens[:place] + [-1] + tokens[place + 1 :]
+    wanted = [*tokens[:place], -1, *tokens[place + 1 :]]
     count = min(place, length)
     assert branches.find(b"", wanted) == (Shared(b"n", count) if count else None)
 
