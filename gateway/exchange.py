@@ -135,7 +135,6 @@ class Exchange:
     async def _serve(self, request: InferenceRequest, receive: Receive, send: Send) -> None:
         flights = self._flights
         reader = Reader(flights[0]) if len(flights) == 1 else Merged(flights, request.sampling.n)
-        await asyncio.sleep(0)  # what was written leaves when the loop turns: the rest is done while the job travels
         watch = asyncio.create_task(self._watch(receive))
         try:
             if request.stream:

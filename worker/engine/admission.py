@@ -1,9 +1,12 @@
 """What cannot run here at all, and why."""
 
 import math
+import sys
 from dataclasses import dataclass
 
 from worker.protocol import Refused, Sample, Submit
+
+_MOST, _LEAST = sys.float_info.max, math.ulp(0.0)  # finite; above 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +56,19 @@ def _find_problem(job: Submit, limits: Limits) -> str | None:
 
 
 def _find_sample_problem(sample: Sample, limits: Limits) -> str | None:
-    ranges: tuple[tuple[str, float, bool, str], ...] = (
-        ("max_tokens", sample.max_tokens, sample.max_tokens >= 1, "at least 1"),
-        ("temperature", sample.temperature, sample.temperature >= 0, "at least 0"),
-        ("top_p", sample.top_p, 0 < sample.top_p <= 1, "above 0 and at most 1"),
-        ("top_k", sample.top_k, sample.top_k >= 0, "at least 0"),
-        ("min_p", sample.min_p, 0 <= sample.min_p <= 1, "from 0 to 1"),
-        ("repetition_penalty", sample.repetition_penalty, sample.repetition_penalty > 0, "above 0"),
-        ("presence_penalty", sample.presence_penalty, True, "finite"),
-        ("frequency_penalty", sample.frequency_penalty, True, "finite"),
-        ("logprobs", sample.logprobs or 0, (sample.logprobs or 0) >= 0, "at least 0"),
+    ranges: tuple[tuple[str, float, float, float, str], ...] = (
+        ("max_tokens", sample.max_tokens, 1, _MOST, "at least 1"),
+        ("temperature", sample.temperature, 0, _MOST, "at least 0"),
+        ("top_p", sample.top_p, _LEAST, 1, "above 0 and at most 1"),
+        ("top_k", sample.top_k, 0, _MOST, "at least 0"),
+        ("min_p", sample.min_p, 0, 1, "from 0 to 1"),
+        ("repetition_penalty", sample.repetition_penalty, _LEAST, _MOST, "above 0"),
+        ("presence_penalty", sample.presence_penalty, -_MOST, _MOST, "finite"),
+        ("frequency_penalty", sample.frequency_penalty, -_MOST, _MOST, "finite"),
+        ("logprobs", sample.logprobs or 0, 0, _MOST, "at least 0"),
     )
-    for name, value, is_good, expected in ranges:
-        if not is_good or not math.isfinite(value):
+    for name, value, low, high, expected in ranges:
+        if not low <= value <= high:
             return f"{name} must be {expected}, not {value}."
     for token, bias in sample.logit_bias.items():
         if not 0 <= token < limits.vocab_size:

@@ -179,7 +179,7 @@ class CacheSpace:
             shelf.pool.release(self._table(shelf, sequence).clear())
         sequence.num_computed = sequence.room = 0
         sequence.tail = None
-        sequence.drafted.forget()
+        sequence.forget_drafted()
 
     def _table(self, shelf: _Shelf, sequence: Sequence) -> BlockTable:
         return sequence.table if shelf.window is None else sequence.window_table

@@ -75,7 +75,7 @@ class Sequence:
         self.is_running = False
         self.room = 0  # positions for which its tables have blocks; kept by the cache space
         self.record = Record()  # of tokens guessed by lookup
-        self.drafted = Drafted()  # by a draft model
+        self._drafted: Drafted | None = None
         self.guesser = self.record  # whose record the guesses of its next step go to
         self.num_cached: int | None = None  # prompt tokens found in the cache when it first began; None: not begun
         self.has_reported = False
@@ -84,6 +84,18 @@ class Sequence:
         self._keys: list[int] = []  # where it has images
         self._counts: dict[int, int] = {}
         self._num_counted = 0
+
+    @property
+    def drafted(self) -> Drafted:
+        """What a draft model knows of it."""
+        if self._drafted is None:
+            self._drafted = Drafted()
+        return self._drafted
+
+    def forget_drafted(self) -> None:
+        """Its blocks are given up, in the draft model's cache too."""
+        if self._drafted is not None:
+            self._drafted.forget()
 
     @property
     def order(self) -> tuple[bool, int]:
