@@ -57,6 +57,7 @@ def main() -> None:
             shapes=tuple(options.shape or ["0.3b", "1b"]),
             rounds=options.rounds,
             clients=tuple(options.clients or [1, 8, 16]),
+            answers=tuple(options.answer or [24, 256]),
             transformers_python=options.transformers_python,
             llama_python=options.llama_python,
             say=lambda text: print(text, file=sys.stderr, flush=True),
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=list(ROWS), help="a row; can be given again (default: all)")
     parser.add_argument("--shape", action="append", choices=list(checkpoints.SHAPES), help="default: 0.3b and 1b")
+    parser.add_argument("--answer", action="append", type=int, choices=[24, 256], help="tokens out, of the http rows")
     parser.add_argument("--clients", action="append", type=int, help="of the http rows (default: 1, 8 and 16)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--transformers-python", default="", metavar="PYTHON")

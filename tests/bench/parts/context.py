@@ -19,6 +19,7 @@ class Context:
     shapes: tuple[str, ...]
     rounds: int
     clients: tuple[int, ...]
+    answers: tuple[int, ...]  # tokens out, of the rows over HTTP
     transformers_python: str
     llama_python: str
     say: Callable[[str], None]
