@@ -167,7 +167,7 @@ class Flight:
     @property
     def is_suspect(self) -> bool:
         """Whether replicas died so often under this job that it may be what kills them."""
-        return sum(reason in CRASHES for reason in self.losses[self._num_forgiven :]) >= NUM_CRASHES
+        return bool(self.losses) and sum(one in CRASHES for one in self.losses[self._num_forgiven :]) >= NUM_CRASHES
 
     def pardon(self) -> None:
         """It ran well while other suspects waited: what died before was not its fault. Not granted for ever."""
@@ -183,7 +183,7 @@ class Flight:
     def job_to_publish(self, wall: float) -> Job:
         """The job as its current attempt goes into the queue; `wall` is unix time."""
         resume: list[ResumeChoice] = []
-        if self.num_tokens or any(choice.finish for choice in self.choices):
+        if self.attempt > 1 and (self.num_tokens or any(choice.finish for choice in self.choices)):
             resume = self._resume()
         return msgspec.structs.replace(self.job, attempt=self.attempt, resume=resume, published_s=wall)
 
