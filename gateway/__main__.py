@@ -11,7 +11,7 @@ from typing import Any
 import uvloop
 
 from gateway.serve import serve
-from shared import log, settings
+from shared import collector, log, settings
 from shared.errors import PlexusError
 
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _ready(ready: dict[str, Any], *, as_json: bool) -> None:
     gc.collect()
-    gc.freeze()  # what is loaded by now lives as long as the process
+    collector.keep_loaded()
     if as_json:
         print(json.dumps(ready), flush=True)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from shared import collector
 from shared import log as logs
 
 DELAY_S = 0.01
@@ -34,3 +35,4 @@ class Afterwards:
                 work()
             except Exception:
                 log.exception("afterwards.failed")
+        collector.collect_young()

@@ -9,7 +9,6 @@ ignored: the front decides.
 
 import argparse
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared import collector
 from shared.process import die_with_parent
 from worker.channel import Channel, ChannelClosed
 from worker.engine.pages import LATER
@@ -88,7 +88,7 @@ def _run(channel: Channel, stamp: Stamp, *, is_warm: bool) -> None:
     group = _start_group(config, channel) if config.followers else None
     engine, ready = _load(config, channel, stamp, started, group)
     channel.send(encode(ready))
-    gc.freeze()  # what is loaded by now lives as long as the process
+    collector.keep_loaded()
     _serve(engine, channel, frames)
 
 

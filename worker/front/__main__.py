@@ -5,7 +5,6 @@ With --warm it starts a rank before it has a configuration, and tells the agent 
 
 import argparse
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import uvloop
 
+from shared import collector
 from shared import log as logs
 from shared.bus import Bus
 from shared.process import die_with_parent
@@ -81,7 +81,7 @@ async def _serve(sock: socket.socket, *, is_warm: bool) -> int:
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, front.drain, SIGNAL_GRACE_S)
     listening = asyncio.create_task(_listen(agent, front))
-    gc.freeze()  # what is loaded by now lives as long as the process
+    collector.keep_loaded()
     try:
         return await front.run()
     finally:

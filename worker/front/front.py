@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from shared import names
+from shared import collector, names
 from shared.bus import Bus, Msg
 from shared.errors import BusError
 from shared.log import get
@@ -425,6 +425,7 @@ class Front:
                 self._spawn(parts.owners.check(reply, lately))
             self._report_load()
             await self._offer()
+            collector.collect_young()
 
     def _pong(self) -> Pong:
         table = None if self._parts is None else self._parts.table
