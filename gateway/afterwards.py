@@ -6,7 +6,7 @@ from collections.abc import Callable
 from shared import collector
 from shared import log as logs
 
-DELAY_S = 0.01
+DELAY_S = 0.025
 
 log = logs.get(__name__)
 
