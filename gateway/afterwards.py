@@ -35,4 +35,4 @@ class Afterwards:
                 work()
             except Exception:
                 log.exception("afterwards.failed")
-        collector.collect_young()
+        collector.collect()

@@ -425,7 +425,7 @@ class Front:
                 self._spawn(parts.owners.check(reply, lately))
             self._report_load()
             await self._offer()
-            collector.collect_young()
+            collector.collect()
 
     def _pong(self) -> Pong:
         table = None if self._parts is None else self._parts.table
