@@ -42,8 +42,7 @@ class BlockPool:
 
     def can_allocate(self, count: int, *, beside: Sequence[int] = ()) -> bool:
         """Whether `count` blocks could be allocated once the blocks `beside` are shared."""
-        shared = sum([self._index.is_idle(block) for block in beside]) if beside else 0
-        return count <= self.num_free - shared
+        return count <= self.num_free - sum(self._index.is_idle(block) for block in beside)
 
     def share(self, blocks: Sequence[int]) -> None:
         """One more reference to each of these used or idle blocks."""

@@ -60,7 +60,7 @@ class Line:
 
     def candidates(self) -> Iterator[Sequence]:
         """Those who wait, whose turn it is first. Do not change the line meanwhile."""
-        if len(self._waiting) == 1:
+        if len(self._waiting) == 1:  # there is nobody to take turns with
             for line in self._waiting.values():
                 yield from line
             return
@@ -79,7 +79,7 @@ class Line:
         if sequence.is_batch:
             sequence.is_batch = self._num_passed < _BATCH_TURN
             self._num_passed = 0
-        elif self._waiting and any(is_batch for is_batch, _ in self._waiting):
+        elif any(is_batch for is_batch, _ in self._waiting):
             self._num_passed += 1
 
     def charge(self, sequence: Sequence, num_tokens: int) -> None:
