@@ -79,14 +79,16 @@ class DeviceDecoder:
         x = operations.norm(residual, self._layers[0].of.input_norm, of.epsilon)
         for number, layer in enumerate(self._layers):
             x = self._attend(layer, layer.qkv(x), angles[layer.of.rope], caches[number], inputs)
+            is_last = number + 1 == len(self._layers)
+            if is_last and inputs.kept is not None:
+                if not len(inputs.kept):
+                    return x.new_empty(0, of.vocab_size)
+                kept = inputs.kept.long()  # nobody asks what becomes of the others, now that they are in the cache
+                x, residual = x[kept], residual[kept]
             x = self._after(layer.output(x), layer.of.after_attention)
             x = operations.add_norm(x, residual, layer.of.mlp_norm, of.epsilon)
             x = layer.down(operations.gate(layer.gate_up(x), of.activation))
             x = self._after(x, layer.of.after_mlp)
-            is_last = number + 1 == len(self._layers)
-            if is_last and inputs.kept is not None:
-                kept = inputs.kept.long()
-                x, residual = x[kept], residual[kept]
             norm = of.final_norm if is_last else self._layers[number + 1].of.input_norm
             x = operations.add_norm(x, residual, norm, of.epsilon)
         logits = self._head(x)

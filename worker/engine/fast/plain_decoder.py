@@ -137,14 +137,16 @@ class BoundPlainDecoder:
         table, sharing = self._decoder._embedding, self._decoder._sharing
         hidden = (table[flat[0]] if sharing is None else sharing.embed(table, flat[0])) * of.embedding_scale
         turns = [self._angles(number, flat[1]) for number in range(len(of.ropes))]
+        kept = torch.tensor(packed.kept, dtype=torch.long, device=self._device)
         for number, layer in enumerate(self._decoder._layers[: len(self._caches)]):
             x = self._norm(hidden, layer.of.input_norm)
-            x = layer.output(self._attend(number, layer, layer.qkv(x), turns[layer.of.rope], attention))
-            hidden = hidden + self._norm(x, layer.of.after_attention)
+            x = self._attend(number, layer, layer.qkv(x), turns[layer.of.rope], attention)
+            if number == len(self._caches) - 1:  # nobody asks what becomes of the others, now that they are in the cache
+                hidden, x = hidden[kept], x[kept]
+            hidden = hidden + self._norm(layer.output(x), layer.of.after_attention)
             x = layer.mlp(self._norm(hidden, layer.of.mlp_norm))
             hidden = hidden + self._norm(x, layer.of.after_mlp)
-        kept = torch.tensor(packed.kept, dtype=torch.long, device=self._device)
-        logits = self._decoder._head(self._norm(hidden[kept], of.final_norm)).float()
+        logits = self._decoder._head(self._norm(hidden, of.final_norm)).float()
         if sharing is not None:
             logits = sharing.gather(logits)
         if of.final_softcap:

@@ -55,7 +55,24 @@ struct Workspace {
   std::vector<float> hidden, normed, qkv, query, attended, gated, added, angles, outs, lses;
   Rows rows;
   Cuts cuts[2];
+  // Of the kept rows, packed anew: the last layer computes no others.
+  std::vector<float> kept_hidden;
+  std::vector<Span> kept_spans;
+  Cuts kept_cuts;
 };
+
+// The spans of those rows alone, as they lie when packed one behind the other. Rows ascend.
+inline void narrow_spans(const Span* spans, const int64_t* rows, int64_t count, std::vector<Span>& narrowed) {
+  narrowed.clear();
+  for (int64_t i = 0; i < count; i++) {
+    while (rows[i] >= spans->row + spans->stop - spans->start) spans++;
+    const int64_t position = spans->start + rows[i] - spans->row;
+    if (i && rows[i] == rows[i - 1] + 1 && rows[i] > spans->row)
+      narrowed.back().stop++;
+    else
+      narrowed.push_back({i, position, position + 1, spans->first_run, spans->last_run});
+  }
+}
 
 inline void rms_norm(const float* from, const float* weight, int64_t size, float epsilon, float* to) {
   Floats squares = splat(0.0f);
@@ -116,7 +133,7 @@ inline void multiply_gated(Team& team, const Layer& layer, const Rows& x, int64_
 class Forward {
  public:
   Forward(Team& team, const Model& model, const Step& step, Workspace& space)
-      : team_(team), m_(model), step_(step), w_(space), grain_(std::max<int64_t>(1, step.rows / (4 * team.size()))) {}
+      : team_(team), m_(model), step_(step), w_(space), rows_(step.rows), hidden_(space.hidden.data()) {}
 
   // Sizes everything; by one thread, before the others begin.
   static void prepare(const Model& m, const Step& step, Workspace& w, int threads) {
@@ -147,6 +164,13 @@ class Forward {
                                layer.window, threads);
       partial_rows = std::max(partial_rows, w.cuts[layer.table].partial_rows);
     }
+    if (narrows(step) && step.num_kept) {
+      const Layer& last = m.layers[m.num_layers - 1];
+      room(w.kept_hidden, step.num_kept * m.hidden);
+      narrow_spans(step.tables[last.table].spans, step.kept, step.num_kept, w.kept_spans);
+      w.kept_cuts.make(w.kept_spans.data(), w.kept_spans.size(), m.heads, last.cache.kv_heads, last.window, threads);
+      partial_rows = std::max(partial_rows, w.kept_cuts.partial_rows);
+    }
     room(w.outs, partial_rows * m.head_dim);
     room(w.lses, partial_rows);
     const int64_t inputs = std::max({m.hidden, query, m.ffn});
@@ -157,18 +181,26 @@ class Forward {
     embed();
     for (int64_t i = 0; i < m_.num_layers; i++) {
       const Layer& layer = m_.layers[i];
-      attention(layer);
+      const bool is_narrowed = i + 1 == m_.num_layers && narrows(step_);
+      project(layer, is_narrowed);
+      if (!rows_) return;
+      attention(layer, is_narrowed);
       feed_forward(layer);
     }
     logits();
   }
 
  private:
+  // Whether rows are left out once the last layer has their keys and values.
+  static bool narrows(const Step& step) { return step.num_kept < step.rows; }
+
+  int64_t grain() const { return std::max<int64_t>(1, rows_ / (4 * team_.size())); }
+
   void embed() {
-    const int64_t half = m_.rotary_dim / 2, rows = step_.rows;
-    team_.share(rows, grain_, [&](int64_t from, int64_t to) {
+    const int64_t half = m_.rotary_dim / 2, rows = rows_;
+    team_.share(rows, grain(), [&](int64_t from, int64_t to) {
       for (int64_t r = from; r < to; r++) {
-        float* hidden = w_.hidden.data() + r * m_.hidden;
+        float* hidden = hidden_ + r * m_.hidden;
         unpack_row(m_.embedding, step_.ids[r], hidden);
         if (m_.embedding_scale != 1)
           for (int64_t i = 0; i < m_.hidden; i++) hidden[i] *= m_.embedding_scale;
@@ -191,7 +223,7 @@ class Forward {
     if (!norm && !converts) return here(matrix, from);
     float* normed = w_.normed.data();
     const Rows& x = here(matrix, norm ? normed : from);
-    team_.share(rows, grain_, [&](int64_t first, int64_t last) {
+    team_.share(rows, grain(), [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; r++) {
         if (norm) rms_norm(from + r * m_.hidden, norm, m_.hidden, m_.epsilon, normed + r * m_.hidden);
         if (converts) w_.rows.convert(matrix.kind, r);
@@ -209,21 +241,25 @@ class Forward {
     return w_.rows;
   }
 
-  void attention(const Layer& layer) {
-    const int64_t rows = step_.rows, dim = m_.head_dim, kv = layer.cache.kv_heads, width = layer.qkv.columns;
+  // Queries, and keys and values into the cache; if it is narrowed, queries and the hidden states of kept rows only.
+  void project(const Layer& layer, bool is_narrowed) {
+    const int64_t rows = rows_, dim = m_.head_dim, kv = layer.cache.kv_heads, width = layer.qkv.columns;
     float* qkv = w_.qkv.data();
-    const Rows& x = take(layer.qkv, w_.hidden.data(), layer.input_norm, rows);
+    const Rows& x = take(layer.qkv, hidden_, layer.input_norm, rows);
     multiply(team_, layer.qkv, x, rows, [&](int64_t row, int64_t count, int64_t column, int64_t columns,
                                             const float* values, int64_t ld) {
       for (int64_t r = 0; r < count; r++)
         std::copy(values + r * ld, values + r * ld + columns, qkv + (row + r) * width + column);
     });
     const Tables& tables = step_.tables[layer.table];
-    team_.share(rows, grain_, [&](int64_t first, int64_t last) {
+    auto turn_query = [&](int64_t r, int64_t to) {
+      for (int64_t head = 0; head < m_.heads; head++)
+        turn(qkv + r * width + head * dim, layer.query_norm, layer.rope, r, w_.query.data() + (to * m_.heads + head) * dim);
+    };
+    team_.share(rows, grain(), [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; r++) {
         float* row = qkv + r * width;
-        for (int64_t head = 0; head < m_.heads; head++)
-          turn(row + head * dim, layer.query_norm, layer.rope, r, w_.query.data() + (r * m_.heads + head) * dim);
+        if (!is_narrowed) turn_query(r, r);
         for (int64_t head = 0; head < kv; head++) {
           float* key = row + (m_.heads + head) * dim;
           turn(key, layer.key_norm, layer.rope, r, key);
@@ -233,23 +269,34 @@ class Forward {
         }
       }
     });
+    if (!is_narrowed) return;
+    team_.share(step_.num_kept, 1, [&](int64_t to, int64_t) {
+      turn_query(step_.kept[to], to);
+      std::copy_n(w_.hidden.data() + step_.kept[to] * m_.hidden, m_.hidden, w_.kept_hidden.data() + to * m_.hidden);
+    });
+    rows_ = step_.num_kept;
+    hidden_ = w_.kept_hidden.data();
+  }
+
+  void attention(const Layer& layer, bool is_narrowed) {
+    const Tables& tables = step_.tables[layer.table];
     const Attention call{layer.cache, m_.heads, m_.scale, m_.softcap, layer.window, nullptr};
-    attend(team_, call, tables.spans, tables.runs, w_.cuts[layer.table], w_.query.data(), w_.outs, w_.lses,
-           w_.attended.data());
+    attend(team_, call, is_narrowed ? w_.kept_spans.data() : tables.spans, tables.runs,
+           is_narrowed ? w_.kept_cuts : w_.cuts[layer.table], w_.query.data(), w_.outs, w_.lses, w_.attended.data());
     add(layer.output, w_.attended.data(), layer.after_attention);
   }
 
   void feed_forward(const Layer& layer) {
-    const Rows& x = take(layer.gate, w_.hidden.data(), layer.mlp_norm, step_.rows);
-    multiply_gated(team_, layer, x, step_.rows, m_.activation, w_.gated.data());
+    const Rows& x = take(layer.gate, hidden_, layer.mlp_norm, rows_);
+    multiply_gated(team_, layer, x, rows_, m_.activation, w_.gated.data());
     add(layer.down, w_.gated.data(), layer.after_mlp);
   }
 
   // hidden += matrix(from), normed if there is a norm
   void add(const Matrix& matrix, const float* from, const float* norm) {
-    const int64_t rows = step_.rows, size = m_.hidden;
+    const int64_t rows = rows_, size = m_.hidden;
     const Rows& x = take(matrix, from, nullptr, rows);
-    float* hidden = w_.hidden.data();
+    float* hidden = hidden_;
     float* added = w_.added.data();
     multiply(team_, matrix, x, rows, [&](int64_t row, int64_t count, int64_t column, int64_t columns, const float* values,
                                          int64_t ld) {
@@ -260,7 +307,7 @@ class Forward {
       }
     });
     if (!norm) return;
-    team_.share(rows, grain_, [&](int64_t first, int64_t last) {
+    team_.share(rows, grain(), [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; r++) {
         rms_norm(added + r * size, norm, size, m_.epsilon, added + r * size);
         for (int64_t n = 0; n < size; n++) hidden[r * size + n] += added[r * size + n];
@@ -269,11 +316,10 @@ class Forward {
   }
 
   void logits() {
-    if (!step_.num_kept) return;
     float* kept = w_.added.data();  // rows of it suffice: no more are kept than there are
     team_.share(step_.num_kept, 1, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; r++) {
-        const float* from = w_.hidden.data() + step_.kept[r] * m_.hidden;
+        const float* from = hidden_ + r * m_.hidden;  // no others are left
         rms_norm(from, m_.final_norm, m_.hidden, m_.epsilon, kept + r * m_.hidden);
       }
     });
@@ -317,7 +363,8 @@ class Forward {
   const Model& m_;
   const Step& step_;
   Workspace& w_;
-  const int64_t grain_;
+  int64_t rows_;    // each thread keeps count by itself
+  float* hidden_;
 };
 
 }  // namespace plexus
