@@ -19,7 +19,7 @@ from shared.records import IntentRecord, ModelRecord, ReplicaRecord
 from tests.bench.parts import checkpoints, ranks, servers, streams
 from tests.bench.parts.context import Context
 from tests.bench.parts.figures import Figure
-from tests.bench.parts.ranks import PLAIN, rank_config
+from tests.bench.parts.ranks import PLAIN, num_cores, rank_config
 from tests.bench.parts.servers import HOST, BenchFleet, Server
 from worker.stamp import Stamp
 
@@ -161,15 +161,28 @@ def _wait_for_spare(fleet: BenchFleet) -> None:
 
 
 def isolation(context: Context, shape: str) -> Iterator[Figure]:
-    """A decode step of 64 sequences: in a rank that only this process listens to, and in one behind HTTP and NATS."""
+    """A decode step of 64 sequences: in a rank that only this process listens to, and in one behind HTTP and NATS.
+
+    Once with every core for the rank, which then shares them with front, gateway, broker and client; and once with half
+    of them, as a worker has that is one of two.
+    """
+    for workers in (1, 2):
+        if cores := num_cores() // workers:
+            serving, alone = _isolation(context, shape, workers, cores)
+            name = f"{shape} decode step of {STREAMS} sequences, {cores} of {num_cores()} cores, served over NATS"
+            yield Figure("isolation", name, "ms", serving, alone, "alone")
+
+
+def _isolation(context: Context, shape: str, workers: int, cores: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of a step of a replica on one of so many workers with so many cores each, served and alone."""
     path, texts = context.checkpoint(shape), context.texts(shape)
     alone, serving = [], []
     prompt_tokens, tokens = 32, 400
-    with servers.fleet(context.scratch / f"isolation-{shape}") as fleet:
+    with servers.fleet(context.scratch / f"isolation-{shape}-{workers}", workers=workers) as fleet:
         record = fleet.load(path, max_slots=STREAMS, options=PLAIN)
         server = Server("plexus", fleet.port, path.name)
         stamp = Stamp(_stamp_fd(record.pids[0]))
-        with ranks.running(rank_config(path, slots=STREAMS, options=PLAIN)) as rank:
+        with ranks.running(rank_config(path, slots=STREAMS, options=PLAIN, threads=cores)) as rank:
             for number in range(context.rounds + 1):
                 runs = [rank.submit(texts.ids(prompt_tokens), tokens) for _ in range(STREAMS)]
                 rank.wait_first(*runs)
@@ -183,11 +196,9 @@ def isolation(context: Context, shape: str) -> Iterator[Figure]:
                 if number:
                     alone.append(step_s * 1e3)
                     serving.append(served_s * 1e3)
-                context.say(f"isolation {shape}: round {number} of {context.rounds}")
+                context.say(f"isolation {shape}, {cores} cores: round {number} of {context.rounds}")
         stamp.close()
-    yield Figure(
-        "isolation", f"{shape} decode step of {STREAMS} sequences, served over NATS", "ms", serving, alone, "alone"
-    )
+    return serving, alone
 
 
 async def _serve(server: Server, messages: list[str], tokens: int, stamp: Stamp) -> float:

@@ -50,7 +50,7 @@ class Server:
 
 
 class BenchFleet:
-    """A fleet of one worker, without a model at first but a tiny one that its start asks for."""
+    """A fleet on this machine, without a model at first but a tiny one that its start asks for."""
 
     def __init__(self, process: FleetProcess) -> None:
         self.process = process
@@ -93,11 +93,12 @@ class BenchFleet:
 
 
 @contextmanager
-def fleet(directory: Path, **variables: str) -> Iterator[BenchFleet]:
+def fleet(directory: Path, *, workers: int = 1, **variables: str) -> Iterator[BenchFleet]:
     """A fleet on this machine; `variables` go into its environment, where one thread per replica is not asked for."""
     directory.mkdir(parents=True, exist_ok=True)
     first = make_checkpoint(directory / "first")
-    with FleetProcess(directory, "--model", first, OMP_NUM_THREADS=str(num_cores()), **variables) as process:
+    options = ["--model", first, "--workers", str(workers)]
+    with FleetProcess(directory, *options, OMP_NUM_THREADS=str(num_cores()), **variables) as process:
         found = BenchFleet(process.started())
         found.unload("first")
         yield found

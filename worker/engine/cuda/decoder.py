@@ -83,7 +83,7 @@ class DeviceDecoder:
             if is_last and inputs.kept is not None:
                 if not len(inputs.kept):
                     return x.new_empty(0, of.vocab_size)
-                kept = inputs.kept.long()  # nobody asks what becomes of the others, now that they are in the cache
+                kept = inputs.kept.long()  # the others are in the cache, and nobody asks what becomes of them
                 x, residual = x[kept], residual[kept]
             x = self._after(layer.output(x), layer.of.after_attention)
             x = operations.add_norm(x, residual, layer.of.mlp_norm, of.epsilon)
