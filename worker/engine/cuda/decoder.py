@@ -80,7 +80,7 @@ class DeviceDecoder:
         for number, layer in enumerate(self._layers):
             x = self._attend(layer, layer.qkv(x), angles[layer.of.rope], caches[number], inputs)
             is_last = number + 1 == len(self._layers)
-            if is_last and inputs.kept is not None:
+            if is_last and inputs.kept is not None and sharing is None:
                 if not len(inputs.kept):
                     return x.new_empty(0, of.vocab_size)
                 kept = inputs.kept.long()  # the others are in the cache, and nobody asks what becomes of them
@@ -89,6 +89,9 @@ class DeviceDecoder:
             x = operations.add_norm(x, residual, layer.of.mlp_norm, of.epsilon)
             x = layer.down(operations.gate(layer.gate_up(x), of.activation))
             x = self._after(x, layer.of.after_mlp)
+            if is_last and inputs.kept is not None and sharing is not None:
+                kept = inputs.kept.long()  # only here: a rank that fails goes through the sums of a step in one shape
+                x, residual = x[kept], residual[kept]
             norm = of.final_norm if is_last else self._layers[number + 1].of.input_norm
             x = operations.add_norm(x, residual, norm, of.epsilon)
         logits = self._head(x)

@@ -141,13 +141,13 @@ class BoundPlainDecoder:
         for number, layer in enumerate(self._decoder._layers[: len(self._caches)]):
             x = self._norm(hidden, layer.of.input_norm)
             x = self._attend(number, layer, layer.qkv(x), turns[layer.of.rope], attention)
-            if (
-                number == len(self._caches) - 1
-            ):  # nobody asks what becomes of the others, now that they are in the cache
+            if number == len(self._caches) - 1 and sharing is None:  # nobody asks what becomes of the others
                 hidden, x = hidden[kept], x[kept]
             hidden = hidden + self._norm(layer.output(x), layer.of.after_attention)
             x = layer.mlp(self._norm(hidden, layer.of.mlp_norm))
             hidden = hidden + self._norm(x, layer.of.after_mlp)
+        if sharing is not None:  # a rank that fails goes through the sums of a step in one shape
+            hidden = hidden[kept]
         logits = self._decoder._head(self._norm(hidden, of.final_norm)).float()
         if sharing is not None:
             logits = sharing.gather(logits)
