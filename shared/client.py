@@ -10,11 +10,10 @@ import nats.errors
 from nats.aio.client import PING_PROTO, Client
 from nats.aio.subscription import Subscription
 
-from shared.short_way import Listener, ShortWay
+from shared.short_way import HEADER_LINE, Listener, ShortWay
 
 DIRECT_BYTES = 256 << 10  # unsent in the socket's buffer; above, the library's flusher waits for the socket
 
-_HEADER_LINE = b"NATS/1.0\r\n"
 _SPACE = " \t\r\n\v\f"
 
 
@@ -148,7 +147,7 @@ def header_block(headers: dict[str, str] | None) -> bytes:
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers):
         raise ValueError(f"a header holds a line break: {headers!r}")
-    return _HEADER_LINE + lines.encode() + b"\r\n"
+    return HEADER_LINE + lines.encode() + b"\r\n"
 
 
 def publish_command(subject: str, reply: str, payload: bytes, head: bytes = b"") -> bytes:

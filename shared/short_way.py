@@ -15,7 +15,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE
 Listener = Callable[[Msg], None]
 
 _CRLF = b"\r\n"
-_HEADER_LINE = b"NATS/1.0\r\n"
+HEADER_LINE = b"NATS/1.0\r\n"
 
 
 class HeardMsg(Msg):  # type: ignore[misc]
@@ -34,7 +34,7 @@ class HeardMsg(Msg):  # type: ignore[misc]
         """As nats-py has them; None if there are none."""
         if not self._head:
             return None
-        headers: dict[str, str] = self._client._parse_header_lines(self._head[len(_HEADER_LINE) :])
+        headers: dict[str, str] = self._client._parse_header_lines(self._head[len(HEADER_LINE) :])
         return headers
 
 
@@ -89,7 +89,7 @@ class ShortWay:
             if listener is None or stop + len(_CRLF) > len(data):
                 return at
             head = data[start : start + head_size]
-            if has_head and not head.startswith(_HEADER_LINE):
+            if has_head and not head.startswith(HEADER_LINE):
                 return at  # a status: the library knows how to read it
             reply = words[3].decode() if len(words) == (6 if has_head else 5) else ""
             payload = data[start + head_size : stop]
