@@ -16,6 +16,7 @@ def test_refuses_without_a_device(capsys):
     assert gpu.main(["--device", "cpu"]) == 2
 
 
+@pytest.mark.timeout(900)  # where Triton is installed, its interpreter computes
 def test_small_model_on_the_cpu(tmp_path, capsys):
     path = tmp_path / "figures.json"
     small = ["--batch", "1", "3", "--context", "20", "--steps", "3", "--prompt", "40", "--repeats", "1"]
