@@ -207,7 +207,8 @@ class Dispatcher:
             return
         message = message or self._message(flight)
         patience = flight.deadline if attempt > 1 else self.clock() + PUBLISH_S
-        while flight.attempt == attempt and not flight.is_over:
+        # A posted message is heard of to its end, whatever became of the flight: it may have to be taken back.
+        while posted is not None or (flight.attempt == attempt and not flight.is_over):
             try:
                 await self._bus.ensure_consumer(flight.model, flight.job.job_class)
                 answer, posted = posted, None
@@ -227,7 +228,9 @@ class Dispatcher:
             else:
                 self.perform(flight.id, flight.on_published(attempt, seq, self.clock()))
                 return
-            if self.clock() >= patience:
+            if self.clock() >= patience or flight.attempt != attempt or flight.is_over:
+                if posted is not None:
+                    posted.drop()
                 self.perform(flight.id, flight.on_publish_failed(attempt, problem, self.clock()))
                 return
             await asyncio.sleep(AGAIN_S)
@@ -298,7 +301,10 @@ class Dispatcher:
         while True:
             await self._notes.wait()
             self._notes.clear()
-            await self._flush_notes()
+            try:
+                await self._flush_notes()
+            except Exception:  # nobody else would send the next ones
+                log.exception("notes.failed")
 
     async def _flush_notes(self) -> None:
         """Cancels and confirmations, one message a replica for all that came together."""

@@ -129,7 +129,7 @@ class Exchange:
             self._flights.append(submit(structs.replace(request, prompt=prompt), names.new_id(), model, share))
 
     def _cancel(self) -> None:
-        for flight in self._flights:
+        for flight in reversed(self._flights):  # so that none gets the turn of one before it
             self._services.dispatcher.cancel(flight)
 
     async def _serve(self, request: InferenceRequest, receive: Receive, send: Send) -> None:

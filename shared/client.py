@@ -12,6 +12,7 @@ from nats.aio.subscription import Subscription
 
 from shared.short_way import HEADER_LINE, Listener, ShortWay
 
+CLOSE_S = 3.0  # for the peer to take what is still to be sent
 DIRECT_BYTES = 256 << 10  # unsent in the socket's buffer; above, the library's flusher waits for the socket
 
 _SPACE = " \t\r\n\v\f"
@@ -34,9 +35,21 @@ class GuardedClient(Client):  # type: ignore[misc]
     @property
     def has_room(self) -> bool:
         """Is there a connection that takes more at once?"""
+        socket = self._socket
+        if self._status != Client.CONNECTED or socket is None or socket.is_closing():
+            return False
+        return socket.get_write_buffer_size() < DIRECT_BYTES
+
+    @property
+    def _socket(self) -> asyncio.Transport | None:
         writer: Any = getattr(self._transport, "_io_writer", None)  # a WebSocket has none
-        connected: bool = self._status == Client.CONNECTED and writer is not None
-        return connected and writer.transport.get_write_buffer_size() < DIRECT_BYTES
+        return None if writer is None else writer.transport
+
+    @property
+    def _is_lost(self) -> bool:
+        """Is the socket closed, and the read loop has yet to notice? uvloop raises RuntimeError for each write then."""
+        socket = self._socket
+        return socket is not None and socket.is_closing()
 
     def send(self, command: bytes) -> None:
         """Give the connection one whole command, without waiting: to the socket, or to what waits for one.
@@ -58,13 +71,19 @@ class GuardedClient(Client):  # type: ignore[misc]
             raise nats.errors.OutboundBufferLimitError
         self._pending.append(command)
         self._pending_data_size += len(command)
-        if self.is_connected and self._flush_queue is not None and self._flush_queue.empty():
+        if self.is_connected and not self._is_lost and self._flush_queue is not None and self._flush_queue.empty():
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     async def listen(self, subject: str, queue: str, listener: Listener) -> Subscription:
         """Subscribe with a listener that is called as soon as bytes are read: it must be quick, and must not raise."""
-        self._listeners[self._sid + 1] = listener  # the id that subscribe takes before it first waits
-        return await self.subscribe(subject, queue=queue)
+        sid = self._sid + 1  # which subscribe takes before it first waits
+        self._listeners[sid] = listener
+        try:
+            return await self.subscribe(subject, queue=queue)
+        except BaseException:
+            if sid not in self._subs:
+                self._listeners.pop(sid, None)  # the next subscription gets this id
+            raise
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         listener = self._listeners.get(sid)
@@ -110,6 +129,32 @@ class GuardedClient(Client):  # type: ignore[misc]
         self._pongs.append(future)
         await self._send_command(PING_PROTO)
         await self._flush_pending()
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        # Without its flusher the original writes by itself, to a lost socket too. What waits leaves after a reconnect.
+        if self.is_connected and self._is_lost:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+        return await super()._flush_pending(force_flush)
+
+    def _abort(self) -> None:
+        if (socket := self._socket) is not None:
+            socket.abort()
+
+    async def _attempt_reconnect(self) -> None:
+        # The original closes the lost connection in order: it waits until a peer that may be frozen has taken all that
+        # was written, without end, and with TLS until it has said goodbye, 30 s.
+        self._abort()
+        await super()._attempt_reconnect()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # The same, without end.
+        patience = asyncio.get_running_loop().call_later(CLOSE_S, self._abort)
+        try:
+            await super()._close(status, do_cbs)
+        finally:
+            patience.cancel()
 
     async def _process_connect_init(self) -> None:
         # A PING that was buffered for the lost connection would have its PONG taken for that of a later one.

@@ -8,6 +8,7 @@ closed for good. Subscriptions move along.
 import asyncio
 import contextlib
 import enum
+import functools
 import itertools
 import re
 import ssl
@@ -324,7 +325,7 @@ class Connection:
                     [server.strip() for server in settings.url.split(",")],
                     name=self._name,
                     error_cb=self._note_error,
-                    disconnected_cb=self._note_disconnect,
+                    disconnected_cb=functools.partial(self._note_disconnect, client),
                     reconnected_cb=self._note_reconnect,
                     reconnect_time_wait=RECONNECT_WAIT_S,
                     connect_timeout=settings.connect_timeout_s,
@@ -348,7 +349,9 @@ class Connection:
                 self._logged = (text, now)
                 log.warning("bus.error", bus=self._name, error=text)
 
-    async def _note_disconnect(self) -> None:
+    async def _note_disconnect(self, client: GuardedClient) -> None:
+        if client is not self._client:
+            return  # it was slow to close, and has a successor
         self._connected.clear()
         self._drop_requests()
         if not self._closing:
@@ -404,7 +407,8 @@ class Connection:
             with contextlib.suppress(Exception):
                 await client.close()  # half of the subscriptions are worse than none: the watchdog comes again
             raise
-        await self._note_reconnect()
+        if client.is_connected:  # else it says so itself, once it is again
+            await self._note_reconnect()
 
     async def _until_connected(self, deadline: float) -> None:
         if self._connected.is_set():

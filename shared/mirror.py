@@ -142,7 +142,10 @@ class Mirror(Generic[T]):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SNAPSHOT_S):
                     await self._wanted.wait()
-            await self._snapshot_until_done()
+            try:
+                await self._snapshot_until_done()
+            except Exception:  # nobody else would take the next one
+                log.exception("mirror.snapshot_failed", bucket=self.bucket)
 
     def _apply(self, key: str, revision: int, headers: dict[str, str], data: bytes) -> None:
         if revision <= self._revisions.get(key, 0):

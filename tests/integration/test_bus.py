@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import uvloop
 
 from shared import names
 from shared.broker import EmbeddedBroker
@@ -376,3 +377,62 @@ async def test_what_would_cost_the_connection_is_not_sent(connect):
     with pytest.raises(PayloadTooLarge):
         bus.send("plexus.gw.x.rpc", b"x" * (bus.max_payload + 1))
     assert await bus.request(await echo(bus), b"still here", timeout_s=5) == b"still here"
+
+
+async def test_a_frozen_server_that_has_not_taken_everything_is_given_up(broker, connect, monkeypatch):
+    monkeypatch.setattr("shared.connection.PING_S", 0.1)
+    bus = await connect()
+    with frozen(broker.pid):
+        for _ in range(20):
+            bus.send("plexus.gw.a.tok", b"x" * (1 << 20))
+        await eventually(lambda: not bus._connected.is_set())
+    await eventually(lambda: bus.is_connected)
+
+
+async def test_closing_does_not_wait_for_a_frozen_server(broker, connect, monkeypatch):
+    monkeypatch.setattr("shared.client.CLOSE_S", 0.2)
+    bus = await connect()
+    with frozen(broker.pid):
+        for _ in range(20):
+            bus.send("plexus.gw.a.tok", b"x" * (1 << 20))
+        async with asyncio.timeout(10):
+            await bus.close()
+
+
+def test_what_is_sent_before_a_loss_is_noticed_leaves_after_it(tmp_path):
+    """uvloop closes the transport at once, the client notices some turns later: a send in between raised."""
+
+    async def lose() -> None:
+        async with (
+            EmbeddedBroker(tmp_path / "nats") as broker,
+            await Bus.connect(broker.bus_settings("gateway"), kind="gateway", ident="one") as bus,
+            await Bus.connect(broker.bus_settings("gateway"), kind="gateway", ident="two") as other,
+        ):
+            heard: list[bytes] = []
+            await other.listen("plexus.gw.lost.rpc", lambda message: heard.append(bytes(message.data)))
+            await other.flush()
+            bus._client._transport._io_writer.transport.abort()
+            assert bus._client.is_connected
+            bus.send("plexus.gw.lost.rpc", b"1")
+            await bus.publish("plexus.gw.lost.rpc", b"2")
+            await bus.subscribe("plexus.gw.later.rpc", lambda message: message.respond(b"3"))
+            await eventually(lambda: heard == [b"1", b"2"])
+            assert await other.request("plexus.gw.later.rpc", b"", timeout_s=5) == b"3"
+
+    uvloop.run(lose())
+
+
+async def test_a_client_that_has_a_successor_says_nothing(connect):
+    bus = await connect()
+    await bus._note_disconnect(GuardedClient())
+    assert bus._connected.is_set()
+
+
+async def test_a_refused_listener_hears_nothing_of_others(connect):
+    bus = await connect()
+    refused: list[Msg] = []
+    with pytest.raises(BadSubject):
+        await bus.listen("bad subject", refused.append)
+    subject = await echo(bus)
+    assert await bus.request(subject, b"x", timeout_s=5) == b"x"
+    assert not refused

@@ -5,8 +5,12 @@ import time
 
 import httpx
 
+from gateway.dispatch import Dispatcher
+from gateway.metrics import Metrics
+from gateway.request import InferenceRequest
 from shared.broker import EmbeddedBroker
 from shared.bus import Bus
+from shared.settings import GatewaySettings
 from tests.support.eventually import eventually
 from tests.support.fake_replica import FakeReplica
 from tests.support.running_gateway import MODEL, put_model, running_gateway
@@ -77,3 +81,21 @@ async def test_a_gateway_that_stops_publishes_nothing_more(broker: EmbeddedBroke
         answers = await asyncio.gather(*asking)
     assert {one.status_code for one in answers} == {503}
     assert not await num_in_queue(bus)
+
+
+async def test_jobs_that_end_before_they_are_known_to_wait_leave_nothing(bus: Bus) -> None:
+    dispatcher = Dispatcher(bus, GatewaySettings(), "gateway", Metrics())
+    await dispatcher.start()
+    try:
+        await bus.ensure_consumer(MODEL, "interactive")  # from here on a job is on its way as soon as it is submitted
+        before = len(bus._waiting)
+        for number in range(20):
+            flight = dispatcher.submit(InferenceRequest(model=MODEL), f"job{number}")
+            if number % 2:
+                await asyncio.sleep(0)
+            dispatcher.cancel(flight)
+        await eventually(lambda: not len(dispatcher._tasks))
+        assert await num_in_queue(bus) == 0
+        assert len(bus._waiting) == before
+    finally:
+        await dispatcher.close()

@@ -120,7 +120,7 @@ def test_a_second_turn_finds_the_first_ones_image(subject):
 def test_preemption_computes_images_again(subject):
     one, two = ([{"role": "system", "content": word}, *rest] for word, rest in (("Be short.", ONE), ("Rhyme!", TWO)))
     lengths = [len(subject.job("x", messages).prompt) for messages in (one, two)]
-    # Time stands still: how far prefill comes beside decode, and so who is in the way of whom, is not left to the machine.
+    # Time stands still: how far prefill comes beside decode, and so who is in whose way, is not left to the machine.
     engine = subject.engine(num_blocks=(sum(lengths) + 24) // 4, clock=lambda: 0.0)
     for key, messages in {"one": one, "two": two}.items():
         engine.submit(subject.job(key, messages, 24))
