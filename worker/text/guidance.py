@@ -8,6 +8,7 @@ Hence `MAX_GRAMMAR_BYTES`, `worker.text.schema.MAX_REFERENCES`, the bound on rul
 `Compiler` threads, which have a stack of their own.
 """
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 MAX_GRAMMAR_BYTES = 1 << 20  # of a whole grammar: several tools
 _STACK_BYTES = 256 << 20  # address space; memory is taken as it is used
 _NO_TEXT = "no text can match it"
+_EXCERPT = re.compile(r"^ *(\d+ \|.*|\^ *)$", re.MULTILINE)  # lines of a grammar that may be one of ours, not the client's
 _stack_lock = threading.Lock()
 
 T = TypeVar("T")
@@ -70,7 +72,8 @@ def explain(error: str) -> str:
     """A message of the library, short enough for a client."""
     if error.startswith("NoExtension"):
         return _NO_TEXT
-    text = " ".join(error.partition("<state>")[0].replace("<non-verbose/>", "").split())
+    text = _EXCERPT.sub("", error.partition("<state>")[0].replace("<non-verbose/>", ""))
+    text = " ".join(text.split())
     text = text.replace("Unimplemented keys:", "unsupported keywords")
     return text[:300] or "the library gave no reason"
 

@@ -9,7 +9,7 @@ import pytest
 from shared.messages import Constraint, Prompt
 from worker.text.errors import PromptError
 from worker.text.grammar import MAX_RULES
-from worker.text.guidance import Compiler, byte_tokenizer, compile_grammar
+from worker.text.guidance import Compiler, byte_tokenizer, compile_grammar, explain
 from worker.text.model_text import ModelText
 from worker.text.schema import MAX_REFERENCES, MAX_SCHEMA_BYTES, prepare
 from worker.text.tools import names
@@ -277,3 +277,8 @@ def test_every_convention_holds_a_freeform_tool_to_its_form(model_dirs: dict[str
         written = grammar(text, prompt)
         assert not written or "Begin" in written
         assert written or choice == "auto"
+
+
+def test_an_error_shows_no_lines_of_the_grammar_that_was_made_of_it():
+    told = 'at 2(5): (in schema): Invalid type: objekt\n   1 | start: r0\n   2 | r0: %json {"x-guidance": {}}\n         ^\n'
+    assert explain(told) == "at 2(5): (in schema): Invalid type: objekt"
