@@ -19,7 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 MAX_GRAMMAR_BYTES = 1 << 20  # of a whole grammar: several tools
 _STACK_BYTES = 256 << 20  # address space; memory is taken as it is used
 _NO_TEXT = "no text can match it"
-_EXCERPT = re.compile(r"^ *(\d+ \|.*|\^ *)$", re.MULTILINE)  # lines of a grammar that may be one of ours, not the client's
+_EXCERPT = re.compile(r"^ *(\d+ \|.*|\^ *)$", re.MULTILINE)  # lines of a grammar, which may be ours
 _stack_lock = threading.Lock()
 
 T = TypeVar("T")

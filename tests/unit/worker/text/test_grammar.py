@@ -280,5 +280,5 @@ def test_every_convention_holds_a_freeform_tool_to_its_form(model_dirs: dict[str
 
 
 def test_an_error_shows_no_lines_of_the_grammar_that_was_made_of_it():
-    told = 'at 2(5): (in schema): Invalid type: objekt\n   1 | start: r0\n   2 | r0: %json {"x-guidance": {}}\n         ^\n'
+    told = "at 2(5): (in schema): Invalid type: objekt\n   1 | start: r0\n   2 | r0: %json {}\n     ^\n"
     assert explain(told) == "at 2(5): (in schema): Invalid type: objekt"
