@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.support.eventually import eventually
 from tests.support.owner import Owner
 from tests.support.synthetic import write_synthetic
 from tests.support.tiny import make_checkpoint
+from worker.agent import keeper
 from worker.agent.agent import Agent
 from worker.agent.errors import NameTaken
 
@@ -156,6 +158,35 @@ async def test_a_real_model_with_weights(
         resumed = await owner.submit(again)
         resumed.ids = [streams[0].ids[0][:5]]
         assert isinstance(await owner.finished(resumed), Done) and resumed.ids == streams[0].ids
+
+
+async def test_a_download_is_over_before_the_size_is_found_out(
+    broker: EmbeddedBroker,
+    bus: Bus,
+    fleet: Fleet,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The leader lets others load beside a download, and not beside what is about to take its memory."""
+
+    def slowly(*arguments: Any, **fields: Any) -> Any:
+        time.sleep(0.5)
+        return size(*arguments, **fields)
+
+    size = keeper.size
+    monkeypatch.setattr(keeper, "size", slowly)
+    async with running(broker, tmp_path):
+        await Leader(bus, "w1").assign(synthetic(model_dir))
+        await fleet.wait_for(lambda fleet: replica_of(fleet, MODEL, "loading"), 10)
+        await fleet.wait_for(lambda fleet: _has_stage(fleet, "wait"), 5)
+        replica = replica_of(fleet, MODEL, "loading")
+        assert replica is not None and not replica.reserved_bytes
+        await ready_replica(fleet)
+
+
+def _has_stage(fleet: Fleet, stage: str) -> bool:
+    return any(one.stage == stage for one in fleet.replicas_of(MODEL))
 
 
 async def test_an_older_assignment_is_refused(

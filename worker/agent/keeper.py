@@ -173,6 +173,7 @@ class Keeper:
 
             path = await fetch_one(assigned.model)  # 1
             assigned = msgspec.structs.replace(assigned, model=await with_draft(assigned.model, fetch_one))
+            self._change(stage="wait")  # from here on the leader counts on a grant soon
             grant = await self._reserve_in_turn(replica, assigned, path)  # 2
             self._holds_grant = True
             await self._serve(replica, assigned, path, grant)  # 3, 4
