@@ -44,9 +44,10 @@ def _candidates(draft: Draft, view: View, model: str) -> list[Candidate]:
             verdict = "fits now" + (": the best choice" if now.candidate.name == name else "")
         else:
             alone = search.Search(candidates=[able[name]])
-            room = search.room_by_eviction(draft, record, alone)
+            settling = search.is_settling(draft, record, alone)
+            room = None if settling else search.room_by_eviction(draft, record, alone)
             victims = ", ".join(one.model for one in room.victims) if room else ""
-            verdict = f"fits when {victims} leaves" if victims else able[name].objection
+            verdict = f"fits when {victims} leaves" if victims else settling or able[name].objection
         device = best.device.id if best else ""
         free, total = (best.free_bytes, best.device.total_bytes) if best else (0, 0)
         rows.append(Candidate(name, device, verdict, free, total))

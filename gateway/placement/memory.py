@@ -8,6 +8,7 @@ driver reported (less what was promised and not yet taken), for somebody outside
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from gateway.placement.view import View, variant
 from shared.records import Assigned, Device, ModelRecord, ReplicaRecord
@@ -172,7 +173,19 @@ def _holding(
         devices=devices,
         # A replica that was granted its memory takes that; before, it may take what it was promised.
         bytes=reserved or promised,
-        is_known=bool(reserved or promised) or is_taken,
+        is_known=bool(reserved or promised) or is_taken or _has_nothing(view, worker, model, assigned, replica),
         is_taken=is_taken,
         is_leaving=is_leaving or yields,
     )
+
+
+def _has_nothing(view: View, worker: str, model: str, assigned: Assigned | None, replica: ReplicaRecord | None) -> bool:
+    """Before its grant a load has no memory: not while it downloads from a hub, nor while it waits after a failure.
+
+    Files that lie on the worker are looked at in a moment, and the grant follows: of them nobody knows until they fail.
+    """
+    if replica is not None and (replica.state, replica.stage) != ("loading", "download"):
+        return False
+    if replica is not None and assigned is not None and not PurePath(assigned.model.source).is_absolute():
+        return True
+    return view.failing(worker, model) is not None

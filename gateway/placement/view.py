@@ -71,6 +71,11 @@ class View:
         want, record = self.wants.get(worker), self.workers.get(worker)
         return want.leaving if want and record and record.generation < want.generation else []
 
+    def failing(self, worker: str, model: str) -> Failure | None:
+        """The worker's own word on a model that it tries again and again: until it runs there, or is taken away."""
+        record = self.workers.get(worker)
+        return next((one for one in record.failures if one.model == model), None) if record else None
+
     def replica(self, worker: str, model: str) -> ReplicaRecord | None:
         """The replica of a model on a worker; of several (one goes, one comes) the latest."""
         return self._replica_at.get((worker, model))

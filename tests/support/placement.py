@@ -205,7 +205,8 @@ class Paper:
             devices.append(msgspec.structs.replace(device, free_bytes=max(0, free)))
         want = self.wants.get(worker.name)
         followed = want.generation if want and worker.name not in self.deaf else worker.generation
-        return msgspec.structs.replace(worker, devices=devices, generation=followed)
+        failures = [one for (at, _), one in self.failures.items() if at == worker.name]
+        return msgspec.structs.replace(worker, devices=devices, generation=followed, failures=failures)
 
     def plan(self, epoch: int = 1) -> Plan:
         """What the planner says."""

@@ -3,7 +3,7 @@
 from gateway.placement.foresee import explain, foresee
 from gateway.placement.planner import plan
 from shared.messages import WhatIf
-from tests.support.placement import Paper
+from tests.support.placement import GB, Paper
 
 
 def crowded() -> Paper:
@@ -49,6 +49,22 @@ def test_what_would_wait_is_foreseen_with_its_time() -> None:
     fleet.replicas["a@w1"].last_used_s = fleet.now
     steps = foresee(fleet.view(), WhatIf("load", "b")).steps
     assert steps[0] == "after 3 s: w1: unload if idle a (b needs the memory)"
+
+
+def test_beside_a_failing_load_of_unknown_size_there_is_room() -> None:
+    """It was said to hold all of the device, of which it had 0.0 MB."""
+    fleet = Paper()
+    fleet.worker("w1", 16)
+    fleet.model("b", size=6)
+    fleet.model("lost", size=None)
+    fleet.assigned("lost", "w1")
+    fleet.load("lost")
+    (told,) = explain(fleet.view(), fleet.plan(), "b").candidates
+    assert told.verdict == "how much lost leaves on cpu of w1 is not known yet"
+    fleet.failed("lost", "w1", "there is no such repository", again=60)
+    (told,) = explain(fleet.view(), fleet.plan(), "b").candidates
+    assert (told.verdict, told.free_bytes) == ("fits now: the best choice", 16 * GB)
+    assert foresee(fleet.view(), WhatIf("load", "b")).steps == ["w1: load b (what-if wants it loaded)"]
 
 
 def test_a_drain_is_foreseen() -> None:

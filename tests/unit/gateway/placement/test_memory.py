@@ -306,6 +306,53 @@ def test_beside_a_load_of_unknown_size_nothing_is_promised() -> None:
     assert placed(fleet.plan()) == {"w1": ["a", "b"]}
 
 
+def test_a_load_of_unknown_size_that_waits_after_a_failure_holds_nobody_back() -> None:
+    """A mistyped repository failed once a minute, and nothing else was loaded on its worker for as long."""
+    fleet = paper(("w1", 16))
+    fleet.model("a", size=None)
+    fleet.model("b", size=1)
+    fleet.assigned("a", "w1", at_s=fleet.now - 90)
+    fleet.load("a")
+    fleet.failed("a", "w1", "there is no such repository", again=60, attempts=7)
+    fleet.load("b")
+    assert placed(fleet.step()) == {"w1": ["a", "b"]}
+
+
+def test_a_load_of_unknown_size_that_fails_again_holds_nobody_back() -> None:
+    """In the moment of each attempt, what the last attempt had come to was forgotten."""
+    fleet = paper(("w1", 16))
+    fleet.model("a", size=None, source="/models/none")
+    fleet.model("b", size=1)
+    fleet.loading("a", "w1", stage="download")
+    fleet.jobs("b")
+    assert placed(fleet.plan()) == {}
+    fleet.failed("a", "w1", "there is no directory")
+    assert placed(fleet.plan()) == {"w1": ["a", "b"]}
+
+
+def test_a_download_of_unknown_size_holds_nobody_back() -> None:
+    """A download takes no memory, and lasts for hours."""
+    fleet = paper(("w1", 16))
+    fleet.model("a", size=None, source="org/name")
+    fleet.model("b", size=1)
+    fleet.loading("a", "w1", stage="download")
+    fleet.jobs("b")
+    assert placed(fleet.plan()) == {"w1": ["a", "b"]}
+
+
+def test_a_load_of_unknown_size_in_earnest_holds_others_back() -> None:
+    """It had failed before; this time its weights were read, and another was sent into the memory that they took."""
+    fleet = paper(("w1", 16))
+    fleet.model("a", size=None, source="org/name")
+    fleet.model("b", size=1)
+    fleet.failed("a", "w1", "the hub cannot be reached")
+    fleet.jobs("b")
+    for stage in ("", "wait", "start", "read"):
+        fleet.loading("a", "w1", stage=stage)
+        decided = fleet.plan()
+        assert placed(decided) == {} and "is not known yet" in decided.reasons["b"]
+
+
 def test_a_floor_counts_where_the_estimate_is_lower() -> None:
     """The operator knows that this model needs more than its files say, and nobody asks the operator."""
     fleet = paper(("w1", 4), ("w2", 16))
