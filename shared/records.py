@@ -27,6 +27,7 @@ RENEW_S = 2.0  # a record that says nothing new: twice within its lifetime
 RECORD_TTL_S = 5
 LEASE_TTL_S = 3
 LEASE_RENEW_S = 1.0
+MAX_REPLICAS = 64  # of a model that an operator may want
 
 
 class Device(Struct, omit_defaults=True, kw_only=True):
@@ -179,7 +180,7 @@ class IntentRecord(Struct, omit_defaults=True, kw_only=True):
     model: str = ""  # empty: that of the key
     want: Literal["loaded", "unloaded"]
     on: list[str] = []  # worker names; empty: wherever it fits
-    replicas: Annotated[int, Meta(ge=1, le=64)] = 1
+    replicas: Annotated[int, Meta(ge=1, le=MAX_REPLICAS)] = 1
     pinned: bool = False  # never displaced, once it is loaded
     by: str = ""
     at_s: float = 0.0

@@ -22,6 +22,7 @@ from gateway.cli.options import (
     bus_settings,
     data_dir_of,
 )
+from shared.records import MAX_REPLICAS
 
 if TYPE_CHECKING:
     from gateway.cli.home import DataDir, FleetFile
@@ -197,7 +198,7 @@ def models(
 def load(
     model: Annotated[str, typer.Argument(help="A model of the catalogue; or a hub id or a directory, to add it.")],
     on: Annotated[list[str] | None, typer.Option("--on", help="Only on this worker; can be given again.")] = None,
-    replicas: Annotated[int, typer.Option("--replicas", min=1, help="How many copies.")] = 1,
+    replicas: Annotated[int, typer.Option("--replicas", min=1, max=MAX_REPLICAS, help="How many copies.")] = 1,
     wait: WaitOption = False,
     timeout: TimeoutOption = 3600.0,
     data_dir: DataDirOption = None,

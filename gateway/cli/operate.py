@@ -18,7 +18,7 @@ from shared import messages, names
 from shared.bus import Bus
 from shared.errors import BusError
 from shared.fleet import Fleet
-from shared.records import IntentRecord
+from shared.records import MAX_REPLICAS, IntentRecord
 from shared.settings import BusSettings
 
 LOOK_S = 0.2  # how often a waiting command looks again, for what changes without a record
@@ -160,7 +160,7 @@ async def unload(
             model=model,
             want="loaded" if keep else "unloaded",
             on=keep,
-            replicas=max(1, len(keep)),
+            replicas=min(max(1, len(keep)), MAX_REPLICAS),
             by=intents.operator_name(),
         )
         await intents.put_intent(bus, want)

@@ -31,6 +31,13 @@ def test_an_unknown_option_is_a_usage_error() -> None:
     assert plexus("up", "--modle", "x").returncode == 2
 
 
+@pytest.mark.parametrize(("replicas", "limit"), [("0", "1"), ("65", "64")])
+def test_a_number_of_replicas_that_no_intent_may_hold_is_a_usage_error(replicas: str, limit: str) -> None:
+    done = plexus("load", "m", "--replicas", replicas)
+    assert done.returncode == 2
+    assert f"equal to {limit} " in done.stderr
+
+
 def test_an_error_is_one_line_and_with_json_also_a_line_of_json(tmp_path: object) -> None:
     done = plexus("status", "--json", "--data-dir", str(tmp_path))
     assert done.returncode == 1
