@@ -66,7 +66,7 @@ class EmbeddedFleet:
     def __init__(
         self, options: UpOptions, home: DataDir, screen: Screen, on_ready: Callable[[FleetFile], None]
     ) -> None:
-        """`home` is locked by the caller. `on_ready` is told once, when every model can be used."""
+        """`home` is locked by the caller. `on_ready` is told once, when every model can be used or was called off."""
         self._options, self._home, self._screen, self._on_ready = options, home, screen, on_ready
         self._models = [intents.named_model(text) for text in options.models] or [intents.demo_model()]
         self._api = processes.free_address(options.host, options.port, "--port")
@@ -77,6 +77,7 @@ class EmbeddedFleet:
         self._keepers: set[asyncio.Task[None]] = set()  # one for each process; one that ends has given up
         self._stopping = asyncio.Event()
         self._num_signals = 0
+        self._written: FleetFile | None = None  # fleet.json as it is
 
     async def run(self) -> None:
         """Start everything, tell `on_ready`, and stay until SIGINT, SIGTERM or SIGHUP; a second one kills.
@@ -111,8 +112,7 @@ class EmbeddedFleet:
                 await self._unless_one_gives_up(self._wait_ready(bus, fleet))
         for child in self._children:
             child.may_restart = True
-        self._home.write(self._fleet_file())
-        self._on_ready(self._fleet_file())
+        self._on_ready(self._write())
         await self._unless_one_gives_up(self._stay())
 
     def _start_children(self) -> None:
@@ -138,12 +138,17 @@ class EmbeddedFleet:
 
     async def _stay(self) -> None:
         """Keep fleet.json true: pids change when processes are started again."""
-        known = self._fleet_file()
         while True:
             await asyncio.sleep(LOOK_S)
-            if (now := self._fleet_file()) != known:
-                known = now
-                self._home.write(now)
+            self._write()
+
+    def _write(self) -> FleetFile:
+        """Bring fleet.json up to date, by which other commands find the fleet."""
+        now = self._fleet_file()
+        if now != self._written:
+            self._home.write(now)
+            self._written = now
+        return now
 
     async def _unless_one_gives_up(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -168,6 +173,8 @@ class EmbeddedFleet:
             rows = [Row(name="nats", state="ready", text=self._broker.url)]
             ours = self._our_workers(fleet)
             rows.append(await self._gateway_row())
+            if rows[-1].state == "ready":  # operators may look at a long load, and call it off
+                self._write()
             rows += [_process_row(worker.name, worker.name in ours) for worker in self._workers]
             are_up = all(row.state == "ready" for row in rows)
             if not are_up and time.monotonic() - began > START_S:
@@ -178,10 +185,13 @@ class EmbeddedFleet:
                 progress = model_progress(model.id, ours, fleet.replicas)
                 if are_up and progress.row.state == "waiting":
                     progress = model_progress(model.id, ours, fleet.replicas, reason=await reasons.of(model.id))
-                if progress.failure:
+                intent = fleet.intents.get(model.id)
+                if intent is not None and intent.want == "unloaded":  # called off
+                    num_done += 1
+                elif progress.failure:
                     self._screen.show([*rows, progress.row])
                     raise ModelFailed(model.id, progress.failure.reason)
-                if progress.num_ready:
+                elif progress.num_ready:
                     waited_s = time.monotonic() - first_ready.setdefault(model.id, time.monotonic())
                     is_last = not progress.num_loading and waited_s > STRAGGLE_S
                     num_done += progress.num_ready >= len(self._workers) or is_last

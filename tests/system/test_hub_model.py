@@ -13,7 +13,7 @@ from gateway.cli.intents import put_intent, put_model
 from shared.bus import Bus
 from shared.fleet import Fleet
 from shared.records import IntentRecord, ModelRecord
-from tests.support.fleet_process import FleetProcess
+from tests.support.fleet_process import FleetProcess, plexus, wait_for
 from tests.support.hub import Hub, running_hub
 from tests.support.tiny import make_checkpoint
 
@@ -101,3 +101,18 @@ async def test_a_model_from_a_hub_answers_as_generate_does(
     texts = [answer["choices"][0]["message"]["content"] for answer in answers]
     assert texts == await asyncio.to_thread(generated, checkpoint)
     assert len(set(texts)) == 3
+
+
+@pytest.mark.timeout(240)
+def test_a_download_that_a_fleet_starts_with_is_seen_and_called_off(
+    hub: Hub, checkpoint: Path, tiny: Path, tmp_path: Path
+) -> None:
+    hub.bytes_per_s = 8_000  # half a minute
+    models = ("--model", tiny, "--model", REPOSITORY)
+    with FleetProcess(tmp_path, *models, **hub.environment(tmp_path / "cache")) as fleet:
+        wait_for(lambda: f"{REPOSITORY}: busy" in fleet.said(), timeout_s=90.0)
+        assert REPOSITORY in fleet.operate("models")
+        fleet.operate("unload", REPOSITORY, "--wait")
+        fleet.started()
+        assert fleet.end() == 0
+    assert "no fleet found" in plexus("status", "--data-dir", fleet.data_dir).stderr

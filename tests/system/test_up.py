@@ -96,6 +96,7 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tmp_path: Path) -
         assert "broken could not be loaded: " in fleet.line()["error"]
         assert fleet.process.wait(30) == 1
         assert mentioning(fleet.data_dir) == []
+        assert not (fleet.data_dir / "fleet.json").exists()
 
 
 def test_whatever_dies_comes_back(fleet: FleetProcess) -> None:
