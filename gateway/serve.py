@@ -57,6 +57,7 @@ async def serve(settings: GatewaySettings, *, on_ready: Callable[[dict[str, Any]
     """
     gateway_id = names.new_id()
     with listening(settings.listen) as public, listening(settings.metrics_listen) as private:
+        _check_apart(public, private)
         async with AsyncExitStack() as stack:
             bus = await stack.enter_async_context(
                 await Bus.connect(settings.bus, kind="gateway", ident=gateway_id, wait=True)
@@ -140,6 +141,14 @@ def listening(address: str) -> Iterator[socket.socket]:
         except OSError as error:
             raise SettingsError(f"cannot listen on {address}: {error.strerror or error}") from error
         yield listener
+
+
+def _check_apart(public: socket.socket, private: socket.socket) -> None:
+    # Sockets that do not listen yet may be bound alike.
+    hosts, ports = zip(public.getsockname()[:2], private.getsockname()[:2], strict=True)
+    is_any = "::" in hosts or ("0.0.0.0" in hosts and not any(":" in host for host in hosts))
+    if len(set(ports)) == 1 and (is_any or len(set(hosts)) == 1):
+        raise SettingsError(f"listen and metrics_listen cannot share port {ports[0]}: choose another for one of them")
 
 
 def url_of(listener: socket.socket) -> str:

@@ -92,7 +92,7 @@ def up(
         workers=workers,
         host=host,
         port=port,
-        metrics_port=metrics_port if metrics_port is not None else min(port + 1, 65535) if port else 0,
+        metrics_port=metrics_port if metrics_port is not None else (port + 1) % 65536 if port else 0,
         verbose=verbose,
     )
     home = data_dir_of(data_dir)

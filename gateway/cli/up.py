@@ -69,6 +69,8 @@ class EmbeddedFleet:
         """`home` is locked by the caller. `on_ready` is told once, when every model can be used or was called off."""
         self._options, self._home, self._screen, self._on_ready = options, home, screen, on_ready
         self._models = [intents.named_model(text) for text in options.models] or [intents.demo_model()]
+        if options.port and options.port == options.metrics_port:
+            raise CliError(f"API and metrics cannot share port {options.port}. Choose another with --metrics-port.")
         self._api = processes.free_address(options.host, options.port, "--port")
         self._metrics = processes.free_address(options.host, options.metrics_port, "--metrics-port")
         self._broker = EmbeddedBroker(home.path / "nats")

@@ -117,6 +117,16 @@ async def test_an_address_in_use_is_said_plainly(process: Process) -> None:
     assert second.stderr == f"cannot listen on 127.0.0.1:{where['port']}: Address already in use\n"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_one_address_for_api_and_metrics_is_refused(unused_tcp_port: int, host: str) -> None:
+    listen = ["--listen", f"127.0.0.1:{unused_tcp_port}", "--metrics-listen", f"{host}:{unused_tcp_port}"]
+    command = [sys.executable, "-m", "gateway", *listen]
+    done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert f"cannot share port {unused_tcp_port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 async def test_an_unknown_setting_is_said_plainly(tmp_path: Path) -> None:
     config = tmp_path / "gateway.toml"
     config.write_text("lissten = 1\n")

@@ -46,6 +46,12 @@ def test_an_error_is_one_line_and_with_json_also_a_line_of_json(tmp_path: object
     assert done.stdout.startswith('{"error": "no fleet found')
 
 
+def test_one_port_for_api_and_metrics_is_refused(tmp_path: object) -> None:
+    done = plexus("up", "--data-dir", str(tmp_path), "--port", "42313", "--metrics-port", "42313")
+    assert done.returncode == 1
+    assert done.stderr == "plexus: API and metrics cannot share port 42313. Choose another with --metrics-port.\n"
+
+
 def test_the_annotated_settings_are_printed() -> None:
     assert "drain_grace_s = 30.0" in plexus("settings", "worker").stdout
     assert plexus("settings", "nothing").returncode == 1
