@@ -1,5 +1,6 @@
 """The processes of an embedded fleet: what each is started with."""
 
+import errno
 import json
 import os
 import socket
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.cli.child import Child
-from gateway.cli.errors import PortTaken
+from gateway.cli.errors import CliError, PortTaken
 from gateway.cli.home import DataDir
 from shared.host import num_cores
 from shared.settings import BusSettings
@@ -35,14 +36,26 @@ class Address:
 
 
 def free_address(host: str, port: int, option: str) -> Address:
-    """`port` of `host`, or a free one for 0. Raises PortTaken, which names the option to change."""
+    """`port` of `host`, or a free one for 0. Raises CliError (PortTaken), which names the option to change."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise PortTaken(host, port, option) from error
+        except (OSError, UnicodeError) as error:
+            raise _refusal(error, host, port, option) from error
         return Address(host=host, port=int(probe.getsockname()[1]))
+
+
+def _refusal(error: OSError | UnicodeError, host: str, port: int, option: str) -> CliError:
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return CliError(f"the name {host!r} leads to no address. Choose another with --host.")
+    if error.errno == errno.EADDRINUSE:
+        return PortTaken(host, port, option)
+    if error.errno == errno.EADDRNOTAVAIL:
+        return CliError(f"{host} is no address of this machine. Choose another with --host (0.0.0.0 means all).")
+    if error.errno == errno.EACCES:
+        return CliError(f"port {port} on {host} may not be used by this user. Choose one from 1024 on with {option}.")
+    return CliError(f"cannot listen on port {port} of {host}: {error.strerror or error}. Change --host or {option}.")
 
 
 def gateway_child(

@@ -1,13 +1,15 @@
 """What the processes of an embedded fleet are started with."""
 
+import errno
 import socket
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gateway.cli import processes
-from gateway.cli.errors import PortTaken
+from gateway.cli.errors import CliError, PortTaken
 from gateway.cli.home import DataDir
 from gateway.cli.processes import Address, free_address, toml
 from shared.settings import BusSettings, GatewaySettings, WorkerSettings, load
@@ -53,3 +55,39 @@ def test_port_0_finds_a_free_one_and_a_taken_one_is_refused() -> None:
         other.listen()
         with pytest.raises(PortTaken, match="--metrics-port"):
             free_address("127.0.0.1", other.getsockname()[1], "--metrics-port")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "'h' leads to no address.*--host"),
+        (OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"), "h is no address of this machine.*--host"),
+        (PermissionError(errno.EACCES, "Permission denied"), "port 80 on h may not be used.*--port"),
+        (OSError(errno.EAFNOSUPPORT, "No such family"), "port 80 of h: No such family.*--host"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_told_from_one_that_is_taken(
+    error: OSError, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bind(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(processes.socket, "socket", lambda *_: Probe(bind))
+    with pytest.raises(CliError, match=words) as raised:
+        free_address("h", 80, "--port")
+    assert not isinstance(raised.value, PortTaken)
+
+
+class Probe(socket.socket):
+    """A socket that is bound by someone else's rules."""
+
+    def __init__(self, bind: Callable[..., None]) -> None:
+        super().__init__()
+        self.bind = bind
+
+
+def test_a_foreign_address_and_a_name_that_is_none_are_refused() -> None:
+    with pytest.raises(CliError, match="no address of this machine"):
+        free_address("192.0.2.1", 0, "--port")
+    with pytest.raises(CliError, match="leads to no address"):
+        free_address("no..name", 0, "--port")
