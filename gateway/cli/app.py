@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,15 +104,16 @@ def up(
         if as_json:
             print(json.dumps(fleet.public() | {"data_dir": str(home.path), "logs": str(home.logs)}), flush=True)
         else:
-            print(_welcome(fleet, home), flush=True)
+            print(_welcome(fleet, home, is_elsewhere=data_dir is not None), flush=True)
 
     with screen:
         asyncio.run(run_up(options, home, screen, announce))
     screen.say("stopped")
 
 
-def _welcome(fleet: "FleetFile", home: "DataDir") -> str:
+def _welcome(fleet: "FleetFile", home: "DataDir", *, is_elsewhere: bool) -> str:
     body = {"model": fleet.models[0], "messages": [{"role": "user", "content": "Tell me a story."}], "stream": True}
+    where = f" --data-dir {shlex.quote(str(home.path))}" if is_elsewhere else ""
     return f"""
 Plexus is ready.
 
@@ -125,7 +127,7 @@ Try it:
 
   curl -N {fleet.api}/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'
 
-or, in another terminal: plexus chat. Ctrl-C stops everything.
+or, in another terminal: plexus chat{where}. Ctrl-C stops everything.
 """
 
 

@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from gateway.cli.app import _welcome
+from gateway.cli.home import DataDir, FleetFile
 
 HEAVY = ("typer", "rich", "httpx", "pydantic", "nats", "fastapi", "torch")
 
@@ -38,7 +42,7 @@ def test_a_number_of_replicas_that_no_intent_may_hold_is_a_usage_error(replicas:
     assert f"equal to {limit} " in done.stderr
 
 
-def test_an_error_is_one_line_and_with_json_also_a_line_of_json(tmp_path: object) -> None:
+def test_an_error_is_one_line_and_with_json_also_a_line_of_json(tmp_path: Path) -> None:
     done = plexus("status", "--json", "--data-dir", str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("plexus: no fleet found")
@@ -46,7 +50,7 @@ def test_an_error_is_one_line_and_with_json_also_a_line_of_json(tmp_path: object
     assert done.stdout.startswith('{"error": "no fleet found')
 
 
-def test_one_port_for_api_and_metrics_is_refused(tmp_path: object) -> None:
+def test_one_port_for_api_and_metrics_is_refused(tmp_path: Path) -> None:
     done = plexus("up", "--data-dir", str(tmp_path), "--port", "42313", "--metrics-port", "42313")
     assert done.returncode == 1
     assert done.stderr == "plexus: API and metrics cannot share port 42313. Choose another with --metrics-port.\n"
@@ -55,3 +59,10 @@ def test_one_port_for_api_and_metrics_is_refused(tmp_path: object) -> None:
 def test_the_annotated_settings_are_printed() -> None:
     assert "drain_grace_s = 30.0" in plexus("settings", "worker").stdout
     assert plexus("settings", "nothing").returncode == 1
+
+
+def test_the_hint_of_a_fleet_elsewhere_leads_to_it(tmp_path: Path) -> None:
+    fleet = FleetFile(api="http://h:1/v1", metrics="", nats="", user="", password="", models=["m"])
+    there = tmp_path / "my fleet"
+    assert f"plexus chat --data-dir '{there}'. " in _welcome(fleet, DataDir(there), is_elsewhere=True)
+    assert "plexus chat. " in _welcome(fleet, DataDir(there), is_elsewhere=False)
