@@ -2,6 +2,8 @@
 
 import sys
 
+INTERRUPTED = 128 + 2  # as shells say it of what Ctrl-C ended
+
 
 def main() -> None:
     """The console script. Imports nothing heavy before it knows what is asked."""
@@ -10,6 +12,10 @@ def main() -> None:
 
         print(f"plexus {own_version()}")
         return
-    from gateway.cli.app import run
+    try:
+        from gateway.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)

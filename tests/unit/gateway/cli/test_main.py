@@ -31,6 +31,20 @@ def test_the_help_needs_no_network_client() -> None:
         assert f" {command} " in done.stdout
 
 
+def test_a_command_that_is_interrupted_while_it_imports_ends_quietly() -> None:
+    program = """
+import sys, types
+class Slow(types.ModuleType):
+    def __getattr__(self, name):
+        raise KeyboardInterrupt
+sys.modules["gateway.cli.app"] = Slow("gateway.cli.app")
+from gateway.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_an_unknown_option_is_a_usage_error() -> None:
     assert plexus("up", "--modle", "x").returncode == 2
 
