@@ -135,6 +135,9 @@ async def _wait_loaded(
         progress = model_progress(want.model, workers, fleet.replicas, reason=reason, ignore=before)
         screen.show([progress.row])
         if progress.num_ready >= min(want.replicas, max(1, len(workers))):
+            if progress.num_ready < want.replicas:
+                few = f"only {progress.num_ready} of {want.replicas} replicas could be placed"
+                screen.say(f"{want.model}: {few}, one on each worker")
             return
         if progress.failure:
             raise ModelFailed(want.model, progress.failure.reason)
