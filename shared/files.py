@@ -23,7 +23,9 @@ def example(name: str) -> Path:
     In an installed wheel it lies inside `shared`, in a checkout (and so in an editable installation) in `config`.
     """
     package = Path(__file__).parent
-    for folder in (package / "_config", package.parent / "config"):
+    folders = package / "_config", package.parent / "config"
+    for folder in folders:
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"no example file {name} in {package / '_config'} or {package.parent / 'config'}")
+    there = sorted(path.stem for folder in folders for path in folder.glob("*.toml"))
+    raise FileNotFoundError(f"no example file {name}; there are: {', '.join(there) or 'none'}")

@@ -78,7 +78,7 @@ def test_a_named_file_goes_before_that_of_the_host_and_examples_are_never_read(t
 def test_the_examples_are_found_and_ship_in_the_wheel() -> None:
     assert "slots = 32" in example("worker.toml").read_text()
     assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"config": "shared/_config"}
-    with pytest.raises(FileNotFoundError, match=r"no\.toml"):
+    with pytest.raises(FileNotFoundError, match=r"no\.toml; there are: broker, gateway, models, operator, worker$"):
         example("no.toml")
 
 
