@@ -246,7 +246,7 @@ def chat(
     """Talk to a model in the terminal."""
     from gateway.cli.chat import chat as run_chat
 
-    run_chat((url or data_dir_of(data_dir).read().api).rstrip("/"), model)
+    run_chat(url or data_dir_of(data_dir).read().api, model)
 
 
 @app.command("nats-config", rich_help_panel="Operate")

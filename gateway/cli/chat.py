@@ -92,6 +92,17 @@ def error_message(response: httpx.Response) -> str:
         return f"the gateway answered {response.status_code}: {response.text[:200]}"
 
 
+def api_of(url: str) -> str:
+    """The API of a gateway, whose URL was given with its /v1 or as a mere http://host:port. Raises CliError."""
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise CliError(f"{url!r} is no URL: {error}. Expected http://host:port/v1.") from error
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise CliError(f"{url!r} is no URL of a gateway. Expected http://host:port/v1.")
+    return str(parts.copy_with(path="/v1") if parts.path == "/" else parts).rstrip("/")
+
+
 def pick_model(url: str, client: httpx.Client, wanted: str | None) -> str:
     """The wanted model, else the first that the gateway lists. Raises CliError."""
     if wanted:
@@ -123,6 +134,7 @@ def prompts(console: Console) -> Iterator[str]:
 
 def chat(url: str, model: str | None) -> None:
     """Run a conversation until it is left."""
+    url = api_of(url)
     console = Console(soft_wrap=True)
     with httpx.Client() as client:
         conversation = Chat(url, pick_model(url, client, model), console, client)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from gateway.cli.chat import Chat, pick_model, pieces
+from gateway.cli.chat import Chat, api_of, pick_model, pieces
 from gateway.cli.errors import CliError
 
 URL = "http://gateway/v1"
@@ -91,3 +91,23 @@ def test_a_gateway_that_is_not_there_is_named() -> None:
 
     with pytest.raises(CliError, match=URL):
         pick_model(URL, client(answer), None)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("http://h:1/v1", "http://h:1/v1"),
+        ("http://h:1/v1/", "http://h:1/v1"),
+        ("http://h:1", "http://h:1/v1"),
+        ("https://[::1]:1/", "https://[::1]:1/v1"),
+        ("http://h/llm/v1", "http://h/llm/v1"),
+    ],
+)
+def test_the_url_may_come_without_v1(given: str, meant: str) -> None:
+    assert api_of(given) == meant
+
+
+@pytest.mark.parametrize("given", ["h:1", "127.0.0.1:31313", "nats://h:4222", "http://h:port", "http://", ""])
+def test_what_is_no_url_is_said(given: str) -> None:
+    with pytest.raises(CliError, match="Expected http://host:port/v1"):
+        api_of(given)
