@@ -166,6 +166,7 @@ def test_an_explicit_choice_goes_before_what_was_found_and_before_the_environmen
     tree.run("setup", "--torch=cpu", PLEXUS_TORCH="none")
     assert tree.pip()[0] == "torch==2.13.0+cpu"
     assert tree.run("setup", "--torch", "rocm")[0] == 1
+    assert tree.run("setup", "--torch") == (1, "", "plexus: setup: --torch wants a value: auto, cpu, cuda or none\n")
 
 
 def test_without_a_configured_cpu_build_the_index_of_pytorch_is_asked_once(tree: Tree) -> None:
