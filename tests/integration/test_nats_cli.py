@@ -242,5 +242,14 @@ async def test_an_entry_of_the_catalogue_is_put_by_hand(nats: NatsCli, running: 
     url = running.gateways[0].url
     await eventually(lambda: "typed" in [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]])
     assert (await asyncio.to_thread(ask, url, "typed")).status_code == 200
+    # And taken out, with what was wanted of it.
+    await nats.kv_put("plan", "intent.typed", '{"want": "loaded"}')
+    await until(fleet, lambda fleet: "typed" in fleet.intents and is_ready(fleet, "typed"), 30)
+    await nats.kv_del("plan", "intent.typed")
     await nats.kv_del("plan", "model.typed")
-    await until(fleet, lambda fleet: "typed" not in fleet.models)
+    await until(fleet, lambda fleet: "typed" not in fleet.models and not fleet.replicas_of("typed"), 30)
+    await eventually(lambda: "typed" not in [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]])
+    assert (await asyncio.to_thread(ask, url, "typed")).status_code == 404
+    told = {(event.kind, event.reason) async for event in events_of(nats) if event.model == "typed"}
+    assert ("unloaded", "the catalogue no longer has it") in told
+    assert "refused" not in {kind for kind, _ in told}
