@@ -107,14 +107,18 @@ class CacheSpace:
         """Find what is known of the sequence and give it room for the rest, at once so that blocks are neighbours.
 
         `num_computed` is set to what was found. `spare` blocks are to be left over. False: there is no room; nothing
-        was changed.
+        was changed. Where nobody holds a block, there is room for every sequence that fits at all.
         """
         found = self._find(sequence)
-        needs = [self._need(shelf, sequence, found) for shelf in self._shelves]
-        for shelf, need in zip(self._shelves, needs, strict=True):
-            headroom = need.headroom + spare
-            if not shelf.pool.can_allocate(need.num_new + headroom, beside=need.on_device):
-                return False
+        needs = self._needs(sequence, found)
+        # Where nobody holds a block no more room will come. What it lacks later a window leaves behind as it moves on;
+        # and a copy whose source has no room beside it is done without.
+        is_alone = all(shelf.pool.num_free == shelf.pool.num_blocks for shelf in self._shelves)
+        if is_alone and found.partial and not self._have_room(needs, spare, is_alone=is_alone):
+            found = _Found(found.num_blocks, None)
+            needs = self._needs(sequence, found)
+        if not self._have_room(needs, spare, is_alone=is_alone):
+            return False
         for shelf, need in zip(self._shelves, needs, strict=True):
             self._furnish(shelf, sequence, need)
         sequence.num_computed = found.num_tokens(self.block_tokens)
@@ -223,6 +227,15 @@ class CacheSpace:
         ):
             partial = None
         return _Found(best, partial)
+
+    def _needs(self, sequence: Sequence, found: _Found) -> "list[_Need]":
+        return [self._need(shelf, sequence, found) for shelf in self._shelves]
+
+    def _have_room(self, needs: "list[_Need]", spare: int, *, is_alone: bool) -> bool:
+        return all(
+            shelf.pool.can_allocate(need.num_new + spare + (0 if is_alone else need.headroom), beside=need.on_device)
+            for shelf, need in zip(self._shelves, needs, strict=True)
+        )
 
     def _need(self, shelf: _Shelf, sequence: Sequence, found: _Found) -> "_Need":
         first = shelf.first_needed(found.num_tokens(self.block_tokens))

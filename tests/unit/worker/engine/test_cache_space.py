@@ -77,6 +77,17 @@ class TestCopies:
         space.release(sequence)
         assert len(space.branches) == 2
 
+    def test_a_copy_is_done_without_where_its_source_has_no_room_beside_it(self):
+        """Only where nobody holds a block: else room may still come."""
+        space = Space(4, BLOCK)
+        space.release(space.hold(letters(0, 11)))
+        longer = space.hold([*letters(0, 6), *letters(90, 9)])
+        assert (longer.num_cached, space.transfers) == (BLOCK, [])
+        space.release(longer)
+        space.hold(letters(500, 3))
+        with pytest.raises(AssertionError):
+            space.hold([*letters(0, 6), *letters(70, 9)])
+
     def test_what_is_forgotten_is_not_kept_in_mind(self):
         space = Space(10, BLOCK)
         for start in range(0, 4000, 100):
@@ -101,6 +112,13 @@ class TestWindows:
         longer = space.hold(letters(0, 90))
         assert longer.num_cached == 59
         assert longer.window_table.num_dropped >= 59 // BLOCK - 2
+
+    def test_one_that_is_alone_goes_on_with_its_window_in_the_smallest_pool(self):
+        space = Space(40, BLOCK, cap=WindowCap(window=8, num_blocks=4))
+        space.release(space.hold(letters(0, 31)))
+        longer = space.hold([*letters(0, 28), *letters(90, 30)])
+        assert longer.num_cached == 28
+        assert longer.num_computed == 57
 
     def test_a_prefix_whose_window_is_gone_is_not_used(self):
         """The window pool is small: of the first half, only the full layers' blocks are left."""

@@ -1,7 +1,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.stepping import CheckingRunner, Collected, drain, make_job, next_token
@@ -351,24 +351,35 @@ jobs = st.lists(
     min_size=1,
     max_size=7,
 )
+one_job = {"common": True, "max_tokens": 3, "owner": "x", "n": 1, "batch": False, "resume": 0, "abort": None}
 caps = st.none() | st.builds(WindowCap, window=st.integers(2, 13), num_blocks=st.integers(6, 20))
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     jobs=jobs,
-    num_blocks=st.integers(18, 40),
+    num_more=st.integers(0, 22),
     slots=st.integers(1, 5),
     budget=st.integers(1, 20),
     cap=caps,
     num_host_blocks=st.sampled_from([0, 3, 30]),
     memory_tokens=st.none() | st.integers(1, 12),
 )
+@example(  # the second needs every block, and finds one of them shared in part
+    jobs=[one_job | {"start": 0, "length": 22}, one_job | {"start": 12, "length": 30}],
+    num_more=0,
+    slots=1,
+    budget=20,
+    cap=None,
+    num_host_blocks=0,
+    memory_tokens=None,
+)
 def test_whatever_comes_every_job_ends_with_its_tokens(
-    jobs, num_blocks, slots, budget, cap, num_host_blocks, memory_tokens
+    jobs, num_more, slots, budget, cap, num_host_blocks, memory_tokens
 ):
-    """Any mixture in a cache that is often too small: contents, budget, ends and accounts are right."""
+    """Any mixture in a cache that is often just enough for one: contents, budget, ends and accounts are right."""
     ticks = itertools.count()
+    num_blocks = num_more + max(-(-(job["length"] + job["max_tokens"] - 1) // 4) for job in jobs)
     engine, runner = make_engine(
         num_blocks=num_blocks,
         slots=slots,
