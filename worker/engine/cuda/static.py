@@ -49,26 +49,24 @@ class _Places:
         self.tables = columns[3 * max_rows + 1 :].reshape(max_rows, -1)
         self._page_tokens = page_tokens
         self._trash_page = trash_page
-        self._written: list[tuple[BlockTable | None, int, int]] = [(None, 0, 0)] * max_rows
+        self._written: list[tuple[list[int] | None, int]] = [(None, 0)] * max_rows
 
     def put(self, row: int, table: BlockTable, position: int) -> None:
         self.slots[row] = slot_of(table, position, self._page_tokens)
         self.lengths[row] = length_of(table, position + 1, self._page_tokens)
-        # While blocks are only added, what was written stays right up to the last that was there.
-        known, dropped, count = self._written[row]
-        first = count if known is table and dropped == table.num_dropped and count <= len(table.blocks) else 0
-        if first and self.tables[row, first - 1] != table.blocks[first - 1]:
-            first = 0
+        # While blocks are only added, what was written stays right. Else the table has another list of them.
+        known, count = self._written[row]
+        first = count if known is table.blocks else 0
         if first < len(table.blocks):
             self.tables[row, first : len(table.blocks)] = table.blocks[first:]
-        self._written[row] = table, table.num_dropped, len(table.blocks)
+        self._written[row] = table.blocks, len(table.blocks)
 
     def fill(self, first: int, stop: int) -> None:
         """Rows that only fill up the batch: one key, on a page that is nobody's."""
         self.slots[first:stop] = self._trash_page * self._page_tokens
         self.lengths[first:stop] = 1
         self.tables[first:stop, 0] = self._trash_page
-        self._written[first:stop] = [(None, 0, 0)] * (stop - first)
+        self._written[first:stop] = [(None, 0)] * (stop - first)
 
     def close(self, stop: int) -> None:
         self.offsets[0] = 0

@@ -1,15 +1,18 @@
 """Bookkeeping of decode graphs: buckets, fillers, tokens carried over, what falls out and what is forgotten."""
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.models import make_model
 from tests.support.recorder import FakeRecorder
 from tests.support.stepping import Collected, drain, make_job
+from worker.engine.block_table import BlockTable
 from worker.engine.cuda.graph_runner import buckets
 from worker.engine.cuda.options import CudaChoice
 from worker.engine.cuda.prepare import prepare
 from worker.engine.cuda.runner import CudaRunner
+from worker.engine.cuda.static import _Places
 from worker.engine.engine import Engine
 from worker.engine.prepared import AS_IS
 from worker.engine.runner import TorchRunner
@@ -164,3 +167,18 @@ def test_fillers_write_where_nobody_reads(prepared):
     caches = runner._model._caches
     assert all(bool(cache.keys[-1].any()) for cache in caches)
     assert all(cache.trash_page == 64 for cache in caches)
+
+
+def test_a_sequence_that_comes_back_with_other_blocks_has_all_of_them_written():
+    """Preempted and admitted again it has the same table, and the last block that was written may be where it was."""
+    places = _Places(np.zeros(3 + 1 + 8, dtype=np.int32), 1, trash_page=9, page_tokens=4)
+    table = BlockTable(4)
+    table.extend([0, 1, 2])
+    places.put(0, table, 9)
+    table.extend([5])
+    places.put(0, table, 13)
+    assert places.tables[0, :4].tolist() == [0, 1, 2, 5]
+    table.clear()
+    table.extend([3, 4, 6, 5])
+    places.put(0, table, 13)
+    assert places.tables[0, :4].tolist() == [3, 4, 6, 5]
