@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import msgspec
+
 from worker.engine.block_table import BlockTable
 from worker.engine.drafted import Drafted
 from worker.engine.lookup import Record
@@ -11,6 +13,9 @@ from worker.protocol import Choice, Sample, Submit
 if TYPE_CHECKING:
     from worker.engine.grammar import Matcher
     from worker.engine.vision.visual import Visual
+
+_LEAST, _MOST = 1e-30, 1e30  # what a logit is divided by: the quotient is finite in 32 bits
+_MOST_TOP_K = (1 << 31) - 1
 
 
 class Turn(Protocol):
@@ -41,6 +46,17 @@ class Turn(Protocol):
         ...
 
 
+def _settle(sample: Sample) -> Sample:
+    """The same, with numbers that every sampler can compute with; a temperature below them is 0."""
+    temperature, repetition = sample.temperature, sample.repetition_penalty
+    return msgspec.structs.replace(
+        sample,
+        temperature=min(temperature, _MOST) if temperature >= _LEAST else 0.0,
+        repetition_penalty=min(max(repetition, _LEAST), _MOST),
+        top_k=min(sample.top_k, _MOST_TOP_K),
+    )
+
+
 class Sequence:
     """Prompt and output of one choice, and how much of it is in the cache.
 
@@ -55,7 +71,7 @@ class Sequence:
         self.owner = job.owner
         self.is_batch = job.batch_class
         self.grammar: Matcher | None = None  # where the output stands in its grammar, if it has one
-        self.sample: Sample = job.sample
+        self.sample = _settle(job.sample)
         self.visual: Visual | None = None  # its images, if it has any
         self.ids = job.prompt + choice.resume
         self.thinking = ThinkingBudget(job.thinking) if job.thinking else None  # how much reasoning is left

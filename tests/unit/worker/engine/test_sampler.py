@@ -41,10 +41,20 @@ def test_temperature_zero_takes_the_highest():
     assert sampled[0].logprob is None
 
 
-def test_a_tiny_temperature_is_as_good_as_zero():
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-46, 5e-324])
+@pytest.mark.parametrize("fields", [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_a_tiny_temperature_is_as_good_as_zero(temperature, fields):
     logits = make_logits()
-    (sampled,) = sample(logits.clone(), [make_sequence(temperature=1e-30)])
+    (sampled,) = sample(logits.clone(), [make_sequence(temperature=temperature, **fields)])
     assert sampled.id == logits.argmax().item()
+
+
+@pytest.mark.parametrize("fields", [{"repetition_penalty": 5e-324}, {"top_k": 1 << 63}, {"temperature": 1e99}], ids=str)
+def test_numbers_that_32_bits_do_not_hold_are_taken_as_the_nearest_that_they_do(fields):
+    logits = make_logits() * 10
+    logits[0, 7] = -torch.inf
+    (sampled,) = sample(logits, [make_sequence(prompt=range(VOCABULARY - 1), **fields)])
+    assert sampled.id in set(range(VOCABULARY)) - {7}
 
 
 @pytest.mark.parametrize("fields", [{}, {"temperature": 0.7, "top_p": 0.8}, {"top_k": 5}, {"min_p": 0.1}], ids=str)

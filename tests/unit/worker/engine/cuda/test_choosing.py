@@ -30,6 +30,8 @@ def make_turns(count: int, **options) -> list[Sequence]:
         {"temperature": 0.9, "min_p": 0.1},
         {"temperature": 1.2, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
         {"temperature": 1e-4, "top_k": 3},
+        {"temperature": 1e-46},
+        {"temperature": 1.0, "top_k": 1 << 63},
     ],
     ids=str,
 )
