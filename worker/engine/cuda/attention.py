@@ -71,6 +71,10 @@ def gather(query: Tensor, cache: PageCache, group: Group, rule: Rule) -> Tensor:
         pages = group.tables[part].long()
         keys = cache.keys[pages].flatten(1, 2)  # [rows, keys, kv_heads, dim]
         values = cache.values[pages].flatten(1, 2)
+        # What others left on a page need not be finite, and a weight of 0 does not undo that.
+        is_beyond = torch.arange(num_keys, device=query.device) >= group.lengths[part, None]
+        for both in (keys, values):
+            both.masked_fill_(is_beyond[:, :, None, None], 0)
         for begin in range(0, group.max_tokens, max_tokens):
             tokens = slice(begin, begin + max_tokens)
             # Where each token is among its row's keys; those beyond the row's own have no meaning and are left out.

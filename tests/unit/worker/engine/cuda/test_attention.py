@@ -51,6 +51,19 @@ def test_gathering_is_right(kind, is_single, window, is_strange, scores, monkeyp
     torch.testing.assert_close(gather(*asked), attend_plainly(*asked), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("is_strange", [False, True])
+def test_what_others_left_on_a_page_is_not_seen(kind, is_strange):
+    asked = trial(replace(kind, has_softcap=is_strange, has_sinks=is_strange))
+    _, cache, group, _ = asked
+    expected = gather(*asked)
+    free = torch.ones(cache.keys.shape[:2], dtype=torch.bool)
+    for table, length in zip(group.tables.tolist(), group.lengths.tolist(), strict=True):
+        for key in range(length):
+            free[table[key // cache.page_tokens], key % cache.page_tokens] = False
+    cache.keys[free] = cache.values[free] = torch.nan
+    torch.testing.assert_close(gather(*asked), expected)
+
+
 def test_a_way_that_is_wrong_or_fails_is_left_out(kind, monkeypatch):
     monkeypatch.setattr(attention, "_unfit", lambda way, kind: None)
     monkeypatch.setitem(attention._FUNCTIONS, "varlen", lambda *asked: gather(*asked) * 1.01)
