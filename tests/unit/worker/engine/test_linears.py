@@ -33,6 +33,15 @@ def test_every_kind_is_near_the_plain_one(name, dtype):
         assert linear(x).dtype == dtype and linear(x).shape == expected.shape
 
 
+@pytest.mark.parametrize("name", list(CHOICES))
+def test_a_small_row_beside_large_ones_is_as_exact(name):
+    generator = torch.Generator().manual_seed(3)
+    weight, small = torch.randn(70, 96, generator=generator), torch.randn(1, 96, generator=generator)
+    linear = make_linear(weight, None, CHOICES[name][0])
+    alone, beside = linear(small), linear(torch.cat([small, 50 * torch.randn(3, 96, generator=generator)]))[:1]
+    assert (beside - alone).norm() < 0.03 * alone.norm()
+
+
 def test_inputs_that_fit_no_group_get_another_kind():
     linear = make_linear(torch.randn(8, 50), None, LinearChoice("int4"))
     assert linear(torch.randn(2, 50)).shape == (2, 8)
