@@ -149,7 +149,7 @@ class GuardedClient(Client):  # type: ignore[misc]
         await super()._attempt_reconnect()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
-        # The same, without end.
+        # The original waits for a frozen peer here too, without end.
         patience = asyncio.get_running_loop().call_later(CLOSE_S, self._abort)
         try:
             await super()._close(status, do_cbs)

@@ -379,12 +379,16 @@ async def test_what_would_cost_the_connection_is_not_sent(connect):
     assert await bus.request(await echo(bus), b"still here", timeout_s=5) == b"still here"
 
 
+def send_more_than_sockets_hold(bus: Bus) -> None:
+    for _ in range(20):
+        bus.send("plexus.gw.a.tok", b"x" * (1 << 20))
+
+
 async def test_a_frozen_server_that_has_not_taken_everything_is_given_up(broker, connect, monkeypatch):
     monkeypatch.setattr("shared.connection.PING_S", 0.1)
     bus = await connect()
     with frozen(broker.pid):
-        for _ in range(20):
-            bus.send("plexus.gw.a.tok", b"x" * (1 << 20))
+        send_more_than_sockets_hold(bus)
         await eventually(lambda: not bus._connected.is_set())
     await eventually(lambda: bus.is_connected)
 
@@ -393,8 +397,7 @@ async def test_closing_does_not_wait_for_a_frozen_server(broker, connect, monkey
     monkeypatch.setattr("shared.client.CLOSE_S", 0.2)
     bus = await connect()
     with frozen(broker.pid):
-        for _ in range(20):
-            bus.send("plexus.gw.a.tok", b"x" * (1 << 20))
+        send_more_than_sockets_hold(bus)
         async with asyncio.timeout(10):
             await bus.close()
 

@@ -283,3 +283,11 @@ def one_slot(*models: str, **settings: float) -> Paper:
     fleet.worker("w1", 8)
     fleet.model(*models, size=6)
     return fleet
+
+
+def paper(*workers: tuple[str, float], **settings: float) -> Paper:
+    """A fleet of workers, each with a name and its memory in GB."""
+    made = Paper(**settings)
+    for name, size in workers:
+        made.worker(name, size)
+    return made

@@ -11,7 +11,7 @@ from gateway.placement import rules
 
 SCENARIOS = [
     scenario
-    for name in ("test_places", "test_memory", "test_eviction", "test_idleness", "test_lifecycle")
+    for name in ("test_places", "test_memory", "test_unknown_sizes", "test_eviction", "test_idleness", "test_lifecycle")
     for _, scenario in inspect.getmembers(
         importlib.import_module(f"tests.unit.gateway.placement.{name}"), inspect.isfunction
     )
