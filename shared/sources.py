@@ -15,6 +15,11 @@ def is_scheme(name: str) -> bool:
     return name != USUAL and _SCHEME.fullmatch(f"{name}:x") is not None
 
 
+def is_path(source: str) -> bool:
+    """Whether it is a directory of the worker's, and no repository."""
+    return source.startswith("/")
+
+
 def split(source: str) -> tuple[str, str]:
     """(scheme, the rest): ``lab:org/name`` is ("lab", "org/name"). Of the usual hub, the scheme is empty."""
     found = _SCHEME.fullmatch(source)

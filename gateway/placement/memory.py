@@ -8,9 +8,9 @@ driver reported (less what was promised and not yet taken), for somebody outside
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import PurePath
 
 from gateway.placement.view import View, variant
+from shared import sources
 from shared.records import Assigned, Device, ModelRecord, ReplicaRecord
 
 TAKEN = ("ready", "draining")  # states in which the driver's figure already includes what a replica has
@@ -186,6 +186,6 @@ def _has_nothing(view: View, worker: str, model: str, assigned: Assigned | None,
     """
     if replica is not None and (replica.state, replica.stage) != ("loading", "download"):
         return False
-    if replica is not None and assigned is not None and not PurePath(assigned.model.source).is_absolute():
+    if replica is not None and assigned is not None and not sources.is_path(assigned.model.source):
         return True
     return view.failing(worker, model) is not None

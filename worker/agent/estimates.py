@@ -8,7 +8,7 @@ from types import TracebackType
 
 import msgspec
 
-from shared import names
+from shared import names, sources
 from shared.bus import Bus, Msg, Subscription
 from shared.errors import PlexusError
 from shared.log import get
@@ -107,7 +107,7 @@ class Estimates:
 
     def _keep(self, question: bytes, answer: bytes) -> None:
         source = msgspec.json.decode(question, type=Estimate).model.source
-        if Path(source).is_absolute():  # a directory may change, and reading it costs milliseconds
+        if sources.is_path(source):  # a directory may change, and reading it costs milliseconds
             return
         if len(self._known) >= MAX_KNOWN:
             self._known.pop(next(iter(self._known)))
